@@ -1,0 +1,38 @@
+# One virtual environment for everything; `make serve` and `make test` set it up when it is missing or out of date.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: setup serve test check bench clean
+
+setup: $(VENV)/.ready
+
+# torch first and pinned: an open range would bring a CUDA build of several GB to a machine without a GPU.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	touch $@
+
+TORCH ?= torch==2.13.0
+
+serve: setup
+	$(BIN)/decoding-server serve $(MODEL) --port $(or $(PORT),8000) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: setup
+	$(BIN)/python -m decoding_server.bench --output $(or $(OUTPUT),build/bench) --write-docs $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

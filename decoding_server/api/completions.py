@@ -1,0 +1,165 @@
+"""POST /v1/completions."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from decoding_server.api.endpoint import documented, read_request, service_of, tokenize
+from decoding_server.errors import InvalidField
+from decoding_server.logprobs import CompletionLogprobsWriter, joined
+from decoding_server.protocol.completions import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+)
+from decoding_server.running import Answer, Prompt, RunningRequest
+from decoding_server.service import Scoring, Service, token_limit_param
+from decoding_server.streaming import EventStream, unless_disconnected
+from strategies.runtime import Delta, TokenLogprob
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=Completion, openapi_extra=documented(CompletionRequest))
+async def create_completion(request: Request) -> Response:
+    """Continues one or more prompts."""
+    service = service_of(request)
+    completion, warnings = await read_request(request, CompletionRequest)
+    model = service.model_name(completion.model)
+    _check(completion)
+    prompts = await _prompts(service, completion)
+    scoring = Scoring(completion.logprobs, completion.logprobs if completion.echo else None)
+    running = service.submit(completion, prompts, scoring, default_max_tokens=DEFAULT_MAX_TOKENS)
+    writer = CompletionWriter(service, completion, running, model, warnings)
+    if completion.stream:
+        return EventStream(writer.chunks(), running.cancel, service.config.sse_keep_alive)
+    try:
+        answers = await unless_disconnected(request.receive, running.answers())
+    finally:
+        running.cancel()
+    return Response(status_code=499) if answers is None else JSONResponse(writer.response(answers))
+
+
+def _check(completion: CompletionRequest) -> None:
+    if completion.best_of is not None and completion.best_of != completion.choices_per_prompt:
+        raise InvalidField("'best_of' is only supported when it equals 'n'.", "best_of", "unsupported_parameter")
+    if completion.token_limit == 0 and not completion.echo:
+        name = token_limit_param(completion)
+        raise InvalidField(f"'{name}' must be at least 1, except with echo.", name)
+
+
+async def _prompts(service: Service, completion: CompletionRequest) -> list[Prompt]:
+    """Token ids are taken as they are; text gets the tokenizer's special tokens (such as a beginning of sequence)."""
+    tokenizer = service.runtime.tokenizer
+    prompts = []
+    for prompt in completion.prompt:
+        if isinstance(prompt, str):
+            prompts.append(Prompt(await tokenize(tokenizer, prompt, add_special_tokens=True), prompt))
+        else:
+            service.check_tokens(prompt, "prompt")
+            prompts.append(Prompt(prompt, tokenizer.decode(prompt, skip_special_tokens=False)))
+        if not prompts[-1].tokens:
+            raise InvalidField("'prompt' is empty, and this model has no token to begin with.", "prompt")
+    return prompts
+
+
+class CompletionWriter:
+    """Writes one request's response, whole or in chunks."""
+
+    def __init__(
+        self, service: Service, completion: CompletionRequest, running: RunningRequest, model: str, warnings: list[str]
+    ) -> None:
+        self.tokenizer = service.runtime.tokenizer
+        self.completion = completion
+        self.running = running
+        self.model = model
+        self.warnings = warnings
+        self.fingerprint = service.runtime.info.fingerprint
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+
+    def _envelope(self, choices: list[CompletionChoice]) -> Completion:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+    def _logprobs_writer(self, choice: int) -> CompletionLogprobsWriter:
+        return CompletionLogprobsWriter(self.tokenizer, self.running.prompt_of(choice), self.completion.logprobs or 0)
+
+    def response(self, answers: list[Answer]) -> Completion:
+        response = self._envelope([self._choice(index, answer) for index, answer in enumerate(answers)])
+        response["usage"] = self.running.usage()
+        if self.warnings:
+            response["warnings"] = self.warnings
+        return response
+
+    def _choice(self, index: int, answer: Answer) -> CompletionChoice:
+        writer = self._logprobs_writer(index)
+        echo = self.running.prompt_of(index).text if self.completion.echo else ""
+        return {
+            "index": index,
+            "text": echo + answer.text,
+            "logprobs": self._logprobs(writer, answer.prompt_logprobs, answer.logprobs),
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+
+    def _logprobs(
+        self,
+        writer: CompletionLogprobsWriter,
+        prompt: list[TokenLogprob | None] | None,
+        answer: list[TokenLogprob] | None,
+    ) -> CompletionLogprobs | None:
+        """The end-of-sequence token keeps its entry: evaluation harnesses rely on one entry per generated token."""
+        if self.completion.logprobs is None:
+            return None
+        if prompt is None:
+            return writer.answer_arrays(answer or [])
+        prompt_arrays = writer.prompt_arrays(prompt)
+        return joined(prompt_arrays, writer.answer_arrays(answer or []))
+
+    async def chunks(self) -> AsyncIterator[Completion]:
+        writers = [self._logprobs_writer(index) for index in range(len(self.running.streams))]
+        begun: set[int] = set()
+        warnings = self.warnings
+        async for index, delta in self.running.deltas():
+            text = delta.text
+            if self.completion.echo and index not in begun:
+                text = self.running.prompt_of(index).text + text
+            begun.add(index)
+            if not (text or delta.logprobs or delta.prompt_logprobs or delta.finish_reason):
+                continue
+            chunk = self._envelope([self._chunk_choice(index, text, delta, writers[index])])
+            self._add_usage(chunk)
+            if warnings:
+                chunk["warnings"], warnings = warnings, []
+            yield chunk
+        if self.completion.include_usage:
+            last = self._envelope([])
+            last["usage"] = self.running.usage()
+            yield last
+
+    def _chunk_choice(self, index: int, text: str, delta: Delta, writer: CompletionLogprobsWriter) -> CompletionChoice:
+        scored = delta.logprobs or delta.prompt_logprobs
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(writer, delta.prompt_logprobs, delta.logprobs) if scored else None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def _add_usage(self, chunk: Completion) -> None:
+        if self.completion.include_usage:
+            chunk["usage"] = self.running.token_counts() if self.completion.continuous_usage else None

@@ -1,0 +1,112 @@
+"""The command line: `decoding-server serve [MODEL]`, `chat`, `--version`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from decoding_server import __version__
+
+if TYPE_CHECKING:
+    from decoding_server.config import ServerConfig
+    from strategies.runtime import Runtime
+
+# Modules are imported where they are used: help, version and configuration errors must not wait for a model library.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a failure such as a model that can't be loaded, 2 a wrong flag or configuration."""
+    parser = argparse.ArgumentParser(prog="decoding-server", description="OpenAI-compatible inference server.")
+    parser.add_argument("--version", action="version", version=f"decoding-server {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    add_serve(commands.add_parser("serve", help="serve a model over HTTP"), complete="serve" in given[:1])
+    add_chat(commands.add_parser("chat", help="talk to a running server in the terminal"))
+    flags = parser.parse_args(given)
+    return serve(flags) if flags.command == "serve" else chat(flags)
+
+
+def add_serve(parser: argparse.ArgumentParser, *, complete: bool) -> None:
+    """One flag for every key of `ServerConfig`, whose description is the help text; values are checked there."""
+    parser.description = (
+        "Serve a model. Every flag can also be set as DECODING_SERVER_NAME in the environment or as a key of the "
+        "--config file; a flag wins over the environment, the environment over the file."
+    )
+    if not complete:
+        return
+    from decoding_server.config import ServerConfig
+
+    for name, field in ServerConfig.model_fields.items():
+        text = (field.description or "").replace("%", "%%")
+        default = field.default
+        if name == "model":
+            parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=text)
+            continue
+        if default not in (None, [], False, True):
+            text += f" (default {default})"
+        flag = "--" + name.replace("_", "-")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            action = "append" if isinstance(default, list) else "store"
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, metavar="VALUE", help=text)
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk to a running server. /reset forgets the conversation, /quit ends, Ctrl-C stops an answer."
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the server (default %(default)s)")
+    parser.add_argument("--model", help="served name; absent: the server's first")
+    parser.add_argument("--api-key", help="key, where the server wants one")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--max-tokens", type=int, help="longest answer, in tokens")
+
+
+def serve(flags: argparse.Namespace) -> int:
+    from decoding_server.config import ConfigError, load_config
+
+    try:
+        loaded = load_config({name: value for name, value in vars(flags).items() if name != "command"})
+        from decoding_server.openmp import configure_openmp
+        from decoding_server.server import run
+
+        configure_openmp()
+        return run(loaded, lambda: load_runtime(loaded.config))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def load_runtime(config: "ServerConfig") -> "Runtime":
+    """Resolves and loads the model. Raises ModelLoadError."""
+    from models.loading import resolve
+    from models.torch_runtime.load import EngineOptions
+    from models.torch_runtime.load import load_runtime as load
+
+    options = EngineOptions(
+        dtype=config.dtype,
+        device=config.device,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_cache_memory=config.kv_cache_memory,
+        max_waiting=config.max_waiting,
+        prefix_cache=config.prefix_cache,
+        chat_template=config.chat_template,
+        threads=config.threads,
+    )
+    return load(resolve(config.model), options)
+
+
+def chat(flags: argparse.Namespace) -> int:
+    from decoding_server.terminal_chat import TerminalChat
+
+    return TerminalChat(
+        url=flags.url,
+        model=flags.model,
+        api_key=flags.api_key,
+        system=flags.system,
+        options={"temperature": flags.temperature, "max_tokens": flags.max_tokens},
+    ).run()

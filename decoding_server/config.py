@@ -1,0 +1,200 @@
+"""The server's configuration: flag > DECODING_SERVER_* environment > --config YAML file > default.
+
+One table of keys serves all three sources, under the same names.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "DECODING_SERVER_"
+SIZE_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+class ConfigError(Exception):
+    """The configuration can't be used. The message is one line that names the key and its source."""
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes as a number, or as text such as 512MiB, 2GiB, 1.5G (units are powers of 1024)."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:ib|b)?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError("must be a number of bytes such as 512MiB or 2GiB")
+    return int(float(match[1]) * SIZE_UNITS[match[2].lower()])
+
+
+class ServerConfig(BaseSettings):
+    """Every key of the server. Descriptions are the help texts of the flags."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=())
+
+    model: str | None = Field(
+        None, description="hub id, local folder or .gguf file; absent: the embedded default model"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 picks a free one")
+    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="key that requests must carry; repeatable")
+    served_model_name: Annotated[list[str], NoDecode] = Field(
+        [], description="name clients use for the model; repeatable, the first is used in answers by default"
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="type of the weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads of a forward pass")
+    max_model_len: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="context limit in tokens; absent: the model's"
+    )
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(64, description="sequences that run at the same time")
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="new tokens in one forward pass"
+    )
+    kv_cache_memory: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="memory of the KV cache, e.g. 512MiB or 2GiB"
+    )
+    prefix_cache: bool = Field(True, description="reuse the computation of common prompt beginnings")
+    draft_model: str | None = Field(
+        None, description="reserved for speculative decoding, which this version doesn't have"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="makes requests without a seed repeatable, in the order in which they arrive"
+    )
+    chat_template: str | None = Field(None, description="jinja file, or template text, instead of the model's own")
+    generation_config: Literal["auto", "none"] = Field(
+        "auto", description="auto: default sampling values come from the model's generation_config; none: OpenAI's"
+    )
+    strict: bool = Field(False, description="refuse unknown request fields instead of warning about them")
+    max_waiting: Annotated[int, Field(ge=1)] = Field(
+        1024, description="sequences that may wait; beyond it requests get 429"
+    )
+    max_n: Annotated[int, Field(ge=1)] = Field(128, description="largest n of a request")
+    max_stop: Annotated[int, Field(ge=0)] = Field(16, description="most stop strings of a request")
+    max_body: Annotated[int, Field(ge=1)] = Field(8 * 2**20, description="largest request body, e.g. 8MiB")
+    sse_keep_alive: Annotated[float, Field(ge=0)] = Field(
+        15.0, description="seconds of silence after which a stream gets a comment line; 0 switches that off"
+    )
+    shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
+        30.0, description="seconds that running requests may take to finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe messages shown")
+    config: str | None = Field(None, description="YAML file with these keys (dashes or underscores)")
+
+    @field_validator("kv_cache_memory", "max_body", mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        return parse_size(value)
+
+    @field_validator("api_key", "served_model_name", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        """One value, or several: a list, or text with commas (the form for the environment)."""
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _keys_are_not_empty(cls, value: list[SecretStr]) -> list[SecretStr]:
+        if not all(key.get_secret_value() for key in value):
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("draft_model")
+    @classmethod
+    def _no_speculation_yet(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError("speculative decoding is not part of this version")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_config` passes: it reads environment and file itself, to know where a value is from."""
+        return (init_settings,)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A configuration and, for every key that is not at its default, where its value came from."""
+
+    config: ServerConfig
+    origins: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """`key: value (origin)` for every key; secrets masked."""
+        lines = []
+        for key in ServerConfig.model_fields:
+            value = getattr(self.config, key)
+            if key == "api_key":
+                value = f"{len(value)} set" if value else []
+            shown = ", ".join(value) if isinstance(value, list) else value
+            lines.append(f"{key}: {'-' if shown in (None, '') else shown} ({self.origins.get(key, 'default')})")
+        return lines
+
+
+def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> LoadedConfig:
+    """Merges the sources. Raises ConfigError for an unknown key or an unusable value."""
+    from_environment = _environment_values(environment)
+    path = flags.get("config", from_environment.get("config"))
+    from_file = {} if path is None else read_file(str(path))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, settings in ((f"file {path}", from_file), ("environment", from_environment), ("flag", flags)):
+        for key, value in settings.items():
+            values[key], origins[key] = value, source
+    try:
+        return LoadedConfig(ServerConfig(**values), origins)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = str(fault["loc"][0])
+        message = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{_spelling(key, origins[key])}: {message[:1].lower()}{message[1:]}") from error
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The keys of a YAML file, with underscores. Raises ConfigError."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"config file {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path}: must be a mapping of keys to values")
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in settings:
+        if key not in ServerConfig.model_fields or key == "config":
+            raise ConfigError(f"config file {path}: unknown key '{key}'")
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are not a key are left alone: Kubernetes gives every container of a cluster with a service called
+    `decoding-server` variables such as DECODING_SERVER_SERVICE_HOST, and even DECODING_SERVER_PORT=tcp://..."""
+    values = {}
+    for key in ServerConfig.model_fields:
+        value = environment.get(ENV_PREFIX + key.upper(), "")
+        if value and not (key == "port" and value.startswith("tcp://")):
+            values[key] = value
+    return values
+
+
+def _spelling(key: str, origin: str) -> str:
+    """The key as its source spells it."""
+    if origin == "flag":
+        return "MODEL" if key == "model" else "--" + key.replace("_", "-")
+    return ENV_PREFIX + key.upper() if origin == "environment" else f"config {origin}: {key}"

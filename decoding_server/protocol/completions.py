@@ -1,0 +1,82 @@
+"""POST /v1/completions: request, response and chunk."""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+from typing_extensions import TypedDict
+
+from decoding_server.protocol.generation import GenerationRequest, invalid
+from decoding_server.protocol.usage import Usage
+
+MAX_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 16
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """One prompt or several, as text or as token ids, to a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise invalid("must be a string, a list of strings, a list of token ids or a list of such lists")
+    if not value:
+        raise invalid("must not be an empty list")
+    if _are_ids(value):
+        return [value]
+    for index, prompt in enumerate(value):
+        if not isinstance(prompt, str) and not (isinstance(prompt, list) and _are_ids(prompt)):
+            raise invalid(f"element {index} is neither a string nor a list of token ids")
+    return value
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+_TOKENS = {"type": "array", "items": {"type": "integer"}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _TOKENS,
+        {"type": "array", "items": _TOKENS},
+    ]
+}
+
+
+class CompletionRequest(GenerationRequest):
+    """Text or token ids to continue. `logprobs` is a number here: 0 means the chosen token's own value."""
+
+    prompt: Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the value of n is supported.")
+
+
+class CompletionLogprobs(TypedDict):
+    """Four parallel arrays. text_offset counts characters from the start of prompt plus completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None
+
+
+class Completion(TypedDict):
+    """The response, and each chunk of a stream (`usage` is null in all but the last)."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: NotRequired[Usage | None]
+    warnings: NotRequired[list[str]]

@@ -1,0 +1,37 @@
+"""What a request cost: OpenAI's counts, and under `decoding` what the model really computed."""
+
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+
+class PromptTokensDetails(TypedDict):
+    """cached_tokens never exceeds prompt_tokens, also when several choices took the prompt from the cache."""
+
+    cached_tokens: int
+
+
+class DecodingUsage(TypedDict):
+    """The request's spend over all its choices (`strategies.budget.Spend`).
+
+    target_tokens: computed by the model. cached_tokens: taken from the prefix cache instead. output_tokens: generated.
+    seconds: wall time since submission. budget_exhausted: the unit that ended the request, or null.
+    """
+
+    target_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    forward_passes: int
+    flops: float
+    seconds: float
+    budget_exhausted: str | None
+
+
+class Usage(TypedDict):
+    """Prompts count once each, however many choices; completion_tokens include the end-of-sequence token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: NotRequired[PromptTokensDetails]
+    decoding: NotRequired[DecodingUsage]

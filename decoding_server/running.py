@@ -1,0 +1,138 @@
+"""One HTTP request at work: its sequences' deltas merged into one stream, counted, and cancelled together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from decoding_server.protocol.usage import Usage
+from strategies.budget import Meter
+from strategies.errors import RequestFailed
+from strategies.runtime import Delta, FinishReason, GenerationStream, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """token ids for the model, and the text that `echo` repeats."""
+
+    tokens: list[int]
+    text: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """One choice, complete."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason = "length"
+    stop_reason: str | int | None = None
+    ends_with_stop_token: bool = False
+
+
+class RunningRequest:
+    """The sequences of one request; number p * n + i is choice i of prompt p."""
+
+    def __init__(
+        self, prompts: list[Prompt], choices_per_prompt: int, streams: Sequence[GenerationStream], meter: Meter
+    ) -> None:
+        self.prompts = prompts
+        self.choices_per_prompt = choices_per_prompt
+        self.streams = streams
+        self.meter = meter
+        self.completion_tokens = 0
+
+    def prompt_of(self, choice: int) -> Prompt:
+        return self.prompts[choice // self.choices_per_prompt]
+
+    def cancel(self) -> None:
+        """Frees every sequence before the engine's next step. Safe at any time, also after the end."""
+        for stream in self.streams:
+            stream.cancel()
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(choice number, delta) in order of arrival. Raises what a stream raises, after cancelling the others."""
+        try:
+            source = self._single() if len(self.streams) == 1 else self._merged()
+            async for choice, delta in source:
+                self.completion_tokens += len(delta.tokens)
+                yield choice, delta
+        finally:
+            self.cancel()
+
+    async def _single(self) -> AsyncIterator[tuple[int, Delta]]:
+        async for delta in self.streams[0]:
+            yield 0, delta
+
+    async def _merged(self) -> AsyncIterator[tuple[int, Delta]]:
+        arrivals: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
+
+        async def forward(choice: int, stream: GenerationStream) -> None:
+            try:
+                async for delta in stream:
+                    arrivals.put_nowait((choice, delta))
+            except Exception as error:
+                arrivals.put_nowait((choice, error))
+            else:
+                arrivals.put_nowait((choice, None))
+
+        tasks = [asyncio.create_task(forward(choice, stream)) for choice, stream in enumerate(self.streams)]
+        try:
+            unfinished = len(tasks)
+            while unfinished:
+                choice, item = await arrivals.get()
+                if item is None:
+                    unfinished -= 1
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield choice, item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def answers(self) -> list[Answer]:
+        """Every choice to its end, in order."""
+        answers = [Answer() for _ in self.streams]
+        texts: list[list[str]] = [[] for _ in self.streams]
+        unfinished = set(range(len(answers)))
+        async for choice, delta in self.deltas():
+            answer = answers[choice]
+            texts[choice].append(delta.text)
+            answer.logprobs += delta.logprobs or ()
+            if delta.prompt_logprobs is not None:
+                answer.prompt_logprobs = delta.prompt_logprobs
+            if delta.finish_reason is not None:
+                answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+                answer.ends_with_stop_token = delta.stop_token
+                unfinished.discard(choice)
+        if unfinished:
+            raise RequestFailed("The model stopped without finishing the answer.")
+        for answer, parts in zip(answers, texts, strict=True):
+            answer.text = "".join(parts)
+        return answers
+
+    def usage(self) -> Usage:
+        """What has been spent by now; final after the last delta."""
+        spend = self.meter.spend
+        usage = self.token_counts()
+        usage["prompt_tokens_details"] = {"cached_tokens": min(spend.cached_tokens, usage["prompt_tokens"])}
+        usage["decoding"] = {
+            "target_tokens": spend.target_tokens,
+            "cached_tokens": spend.cached_tokens,
+            "output_tokens": spend.output_tokens,
+            "forward_passes": spend.forward_passes,
+            "flops": spend.flops,
+            "seconds": round(self.meter.seconds, 6),
+            "budget_exhausted": self.meter.exhausted,
+        }
+        return usage
+
+    def token_counts(self) -> Usage:
+        """OpenAI's three numbers alone, for the chunks of a stream."""
+        prompt_tokens = sum(len(prompt.tokens) for prompt in self.prompts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt_tokens + self.completion_tokens,
+        }

@@ -1,0 +1,221 @@
+"""Runs the application: listens at once, loads the model meanwhile, and drains on SIGTERM or SIGINT."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from decoding_server.app import create_app
+from decoding_server.config import ConfigError, LoadedConfig
+from decoding_server.gate import Gate
+from decoding_server.service import sampling_origin
+from strategies.errors import ModelLoadError
+from strategies.runtime import Runtime
+
+logger = logging.getLogger("decoding_server")
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than the 60 s after which load balancers drop theirs."""
+CLOSE_SECONDS = 5
+"""How long connections may take to close after the last answer."""
+
+
+def configure_logging(level: str) -> None:
+    """Everything goes to stderr; uvicorn's own lines only from warnings up."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(asctime)s %(message)s")
+    for name in ("decoding_server", "models", "strategies"):
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError with one clear line, for instance when the port is in use."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
+    listener.setblocking(False)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn with signals that drain: the first starts it, the second ends the process's work at once."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self.on_signal = on_signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.on_signal(sig)
+
+
+class Serving:
+    """One run of the server, from the listening socket to the exit code."""
+
+    def __init__(self, loaded: LoadedConfig, load: Callable[[], Runtime], listener: socket.socket) -> None:
+        self.loaded = loaded
+        self.config = loaded.config
+        self.load = load
+        self.listener = listener
+        self.gate = Gate()
+        self.runtime: Runtime | None = None
+        self.exit_code = 0
+        self.loop = asyncio.get_running_loop()
+        self.stop_task: asyncio.Task[None] | None = None
+        self.signals = 0
+        self.server = Server(
+            uvicorn.Config(
+                self.gate,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+            ),
+            self._on_signal,
+        )
+
+    async def run(self) -> int:
+        """Serves until a signal or a fatal error; the process's exit code."""
+        host, port = self.listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        loading = asyncio.create_task(self._load())
+        try:
+            await self.server.serve(sockets=[self.listener])
+        finally:
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loading
+            if self.runtime is not None:
+                self.runtime.close()
+        return self.exit_code
+
+    async def _load(self) -> None:
+        """Loads in a thread of its own, so that /health answers meanwhile, then opens the gate."""
+        started = time.monotonic()
+        arrived: asyncio.Future[Runtime] = self.loop.create_future()
+
+        def deliver(runtime: Runtime | None, error: BaseException | None) -> None:
+            if arrived.cancelled():
+                return
+            if error is not None:
+                arrived.set_exception(error)
+            elif runtime is not None:
+                arrived.set_result(runtime)
+
+        def load() -> None:
+            try:
+                runtime = self.load()
+            except BaseException as error:
+                self.loop.call_soon_threadsafe(deliver, None, error)
+            else:
+                self.loop.call_soon_threadsafe(deliver, runtime, None)
+
+        # A daemon: a signal must be able to end the process in the middle of a download.
+        threading.Thread(target=load, name="load-model", daemon=True).start()
+        try:
+            self.runtime = await arrived
+            app = create_app(self.runtime, self.config)
+        except ModelLoadError as error:
+            print(f"error: {error}", file=sys.stderr)
+            self._stop(1)
+            return
+        except Exception:
+            logger.exception("the model could not be loaded")
+            self._stop(1)
+            return
+        self.gate.open(app)
+        info = self.runtime.info
+        defaults = app.state.service.sampling_defaults
+        logger.info("default sampling values are %s", sampling_origin(defaults))
+        logger.info(
+            "ready in %.1f s: %s (%s, %s on %s, context %d) served as %s",
+            time.monotonic() - started,
+            info.source,
+            info.architecture,
+            info.dtype,
+            info.device,
+            info.max_model_len,
+            ", ".join(app.state.service.served_names),
+        )
+
+    def _stop(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        self.server.should_exit = True
+
+    def _on_signal(self, sig: int) -> None:
+        """Called by the signal handler, in the middle of anything: only hands over to the loop."""
+        self.signals += 1
+        if self.runtime is None or self.signals > 2:
+            # Nothing to finish (or nothing helps): the loader thread may be deep inside a library call.
+            os._exit(128 + sig)
+        self.loop.call_soon_threadsafe(self._begin_stop, sig)
+
+    def _begin_stop(self, sig: int) -> None:
+        if self.stop_task is None:
+            self.stop_task = self.loop.create_task(self._drain())
+        else:
+            logger.warning("second signal: stopping at once")
+            self.stop_task.cancel()
+            self._abandon()
+            self.server.force_exit = True
+            self._stop(128 + sig)
+
+    async def _drain(self) -> None:
+        timeout = self.config.shutdown_timeout
+        logger.info("draining: %d running requests may take %.0f s to finish", self.gate.running, timeout)
+        if self.runtime is not None:
+            self.runtime.drain()
+        if await self.gate.drain(timeout):
+            logger.info("drained")
+        else:
+            logger.warning("%d requests had not finished in time and were ended", self.gate.running)
+            self._abandon()
+        self._stop(0)
+
+    def _abandon(self) -> None:
+        """Ends what still runs: its streams fail, so that clients get an error instead of a cut connection."""
+        if self.runtime is not None:
+            self.runtime.close()
+
+
+def run(loaded: LoadedConfig, load: Callable[[], Runtime]) -> int:
+    """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen."""
+    configure_logging(loaded.config.log_level)
+    listener = listen(loaded.config.host, loaded.config.port)
+    logger.info("configuration\n  %s", "\n  ".join(loaded.lines()))
+
+    async def serve() -> int:
+        return await Serving(loaded, load, listener).run()
+
+    with asyncio.Runner(loop_factory=_event_loop()) as runner:
+        return runner.run(serve())
+
+
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's loop where it is installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop
+    return factory

@@ -1,0 +1,1 @@
+"""The runtimes: what turns tokens into distributions. Implements `strategies.runtime`."""

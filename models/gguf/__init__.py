@@ -1,0 +1,1 @@
+"""GGUF files: a fast reader, and conversion to a folder in Hugging Face's layout (safetensors and tokenizer.json)."""

@@ -1,0 +1,172 @@
+"""From a model's files to a running torch runtime."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.loading import ModelFiles
+from models.tokenizer import load_tokenizer
+from models.torch_runtime.engine import Engine
+from models.torch_runtime.kv_pool import slot_bytes
+from models.torch_runtime.model import ModelShape
+from models.torch_runtime.runtime import TorchRuntime
+from models.torch_runtime.weights import draw_with, kernels_for, load_model
+from strategies.errors import ModelLoadError
+from strategies.runtime import ModelInfo
+
+log = logging.getLogger(__name__)
+
+CPU_KV_MEMORY = 768 << 20
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to run a model. None (or "auto") leaves the choice to us; what was chosen is logged.
+
+    dtype: auto, float32, float16 or bfloat16, of the weights. device: auto, cpu or cuda. kv_cache_memory: bytes.
+    max_waiting: length of the queue. chat_template: text or path, instead of the model's own. threads: CPU threads.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory: int | None = None
+    max_waiting: int = 1024
+    prefix_cache: bool = True
+    chat_template: str | None = None
+    threads: int | None = None
+    step_timeout: float = 300.0
+
+
+def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
+    """Loads the model and starts its engine. Raises ModelLoadError with one line that says what to do."""
+    started = time.monotonic()
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    config = _read_json(files.folder / "config.json")
+    tokenizer = load_tokenizer(files.folder, chat_template=options.chat_template)
+    model = load_model(files.folder, config, dtype=dtype, device=device)
+    shape = model.shape
+    num_slots = _num_slots(shape, options, device)
+    max_model_len = _max_model_len(shape, options, num_slots)
+    batched = options.max_num_batched_tokens or (256 if device.type == "cpu" else 4096)
+    if batched <= options.max_num_seqs:
+        raise ModelLoadError(
+            f"max_num_batched_tokens ({batched}) must exceed max_num_seqs ({options.max_num_seqs}): no prompt would run"
+        )
+    info = ModelInfo(
+        name=files.name,
+        source=files.source,
+        architecture=shape.architecture,
+        max_model_len=max_model_len,
+        vocab_size=shape.vocab_size,
+        eos_token_ids=tokenizer.eos_token_ids,
+        dtype=shape.dtype,
+        device=str(device),
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        matmul_parameters=shape.matmul_parameters,
+        fingerprint=_fingerprint(files.folder, shape),
+        sampling_defaults=_sampling_defaults(files.folder),
+    )
+    engine = Engine(
+        model,
+        info,
+        num_slots=num_slots,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=batched,
+        prefix_cache=options.prefix_cache,
+        draw=draw_with(kernels_for(device)),
+    )
+    log.info(
+        "loaded %s in %.1f s: %s weights on %s, %s, %d threads; context %d, %d KV slots (%.0f MiB)",
+        files.name, time.monotonic() - started, shape.dtype, device, shape.kernels, torch.get_num_threads(),
+        max_model_len, num_slots, num_slots * _slot_bytes(shape) / (1 << 20),
+    )  # fmt: skip
+    return TorchRuntime(engine, info, tokenizer, max_waiting=options.max_waiting, step_timeout=options.step_timeout)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in {"cpu", "cuda"}:
+        raise ModelLoadError(f"device {name!r} is unknown; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device cuda was asked for, but torch finds no CUDA GPU")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float16 if device.type == "cpu" else torch.bfloat16
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise ModelLoadError(f"dtype {name!r} is unknown; choose auto, float32, float16 or bfloat16")
+    if name == "bfloat16" and device.type == "cpu":
+        raise ModelLoadError("bfloat16 has no fast kernel on CPU; use float16 (fp32 activations) or float32")
+    return dtypes[name]
+
+
+def _num_slots(shape: ModelShape, options: EngineOptions, device: torch.device) -> int:
+    memory = options.kv_cache_memory
+    if memory is None:
+        free = torch.cuda.mem_get_info(device)[0] * 0.85 if device.type == "cuda" else CPU_KV_MEMORY
+        memory = int(free)
+    slots = memory // _slot_bytes(shape)
+    useful = options.max_num_seqs * (options.max_model_len or shape.max_positions)
+    if slots < 16:
+        raise ModelLoadError(f"kv_cache_memory of {memory} bytes holds {slots} tokens only; give more")
+    return min(slots, useful)
+
+
+def _slot_bytes(shape: ModelShape) -> int:
+    return slot_bytes(
+        num_layers=shape.num_layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype=shape.kv_dtype
+    )
+
+
+def _max_model_len(shape: ModelShape, options: EngineOptions, num_slots: int) -> int:
+    asked = options.max_model_len
+    if asked is not None and asked > shape.max_positions:
+        raise ModelLoadError(f"max_model_len {asked} exceeds the {shape.max_positions} positions that the model has")
+    if asked is not None and asked > num_slots:
+        raise ModelLoadError(f"max_model_len {asked} needs more than the {num_slots} KV slots; raise kv_cache_memory")
+    return asked or min(shape.max_positions, num_slots)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} is not a JSON object")
+    return value
+
+
+def _sampling_defaults(folder: Path) -> dict[str, float]:
+    path = folder / "generation_config.json"
+    values = _read_json(path) if path.exists() else {}
+    return {name: values[name] for name in SAMPLING_FIELDS if isinstance(values.get(name), (int, float))}
+
+
+def _fingerprint(folder: Path, shape: ModelShape) -> str:
+    """Identifies weights (by their files' headers and sizes), precision and kernels."""
+    digest = hashlib.sha256(f"{shape.dtype} {shape.kernels}".encode())
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+    return f"fp_{digest.hexdigest()[:16]}"

@@ -1,0 +1,204 @@
+"""Decides what each engine step computes: admission, chunked prefill, decoding, KV pressure.
+
+First come, first served. Every decoding sequence gets its one token, prefill chunks share the rest of the step's token
+budget. When slots run out the prefix cache is evicted first, then the youngest sequence is preempted: its slots
+are given up and it is recomputed later, with the same output, since its tokens and its noise stay the same.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.torch_runtime.kv_pool import SlotPool, Slots
+from models.torch_runtime.prefix_cache import PrefixCache, common_prefix
+from models.torch_runtime.sequence import Sequence
+from strategies.runtime import ModelInfo
+
+SHARE_AT_LEAST = 16
+"""A waiting sequence is held back while a running one prefills at least this many tokens that it could then reuse."""
+EVICTION_BATCH = 256
+"""Slots evicted at a time at least, so that the walk over the cache's leaves is not paid at every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sequence's share of a step: `count` tokens from `start`, their slots; sample after the last one or not."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    slots: Slots
+    context: Slots
+    sample: bool
+
+
+class Scheduler:
+    """Owns waiting and running sequences, the slot pool and the prefix cache."""
+
+    def __init__(
+        self, pool: SlotPool, info: ModelInfo, *, max_num_seqs: int, max_num_batched_tokens: int, prefix_cache: bool
+    ) -> None:
+        self.pool = pool
+        self.cache = PrefixCache(pool)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.recomputed_tokens = 0
+        self._info = info
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._use_cache = prefix_cache
+        self._step = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Work]:
+        """The next step's work; empty when there is nothing to compute."""
+        self._step += 1
+        self._drop_ended()
+        self._admit()
+        works: list[Work] = []
+        prefill_budget = self._max_num_batched_tokens - sum(s.pending == 1 for s in self.running)
+        # In order of admission, so that a victim of preemption (always the last) has no work in this step yet.
+        for sequence in list(self.running):
+            if sequence.node is None or self._over_budget(sequence):
+                continue
+            count = 1 if sequence.pending == 1 else min(sequence.pending, prefill_budget)
+            if count <= 0 or not self._make_room(count, sequence):
+                continue
+            if sequence.pending > 1:
+                prefill_budget -= count
+            works.append(self._work(sequence, count))
+        return works
+
+    def finished_prefill(self, sequence: Sequence) -> None:
+        """Publishes a computed prompt in the prefix cache, so that others can share it while this one runs."""
+        if self._use_cache:
+            self._publish(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes an ended sequence out; what it computed stays in the prefix cache until it is evicted."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.meter.finish()
+
+    def _drop_ended(self) -> None:
+        """Takes out what was cancelled, and what ran out of time while it waited."""
+        for sequence in [s for s in self.running if s.cancelled]:
+            self.finish(sequence)
+        for sequence in [s for s in self.waiting if s.cancelled or s.meter.budget.seconds is not None]:
+            if not sequence.cancelled and sequence.meter.refuses() is None:
+                continue
+            if not sequence.cancelled:
+                sequence.finish("length", f"budget:{sequence.meter.exhausted}")
+            sequence.meter.finish()
+            self.waiting.remove(sequence)
+
+    def _admit(self) -> None:
+        """Moves waiting sequences to running while there is room; none is overtaken because it needs more slots."""
+        held: list[Sequence] = []
+        while self.waiting and len(self.running) < self._max_num_seqs:
+            sequence = self.waiting.popleft()
+            reusable = 0 if sequence.wants_prompt_logits or not self._use_cache else sequence.length - 1
+            node, slots = self.cache.match(sequence.tokens[:reusable])
+            if self._better_shared_later(sequence, reusable, len(slots)):
+                held.append(sequence)
+                continue
+            self.cache.lock(node)
+            needed = sequence.length - len(slots) + sum(s.pending + 1 for s in self.running)
+            if self.running and needed > self.pool.num_free + self.cache.evictable:
+                self.cache.unlock(node)
+                self.waiting.appendleft(sequence)
+                break
+            sequence.start(node, slots)
+            if not sequence.admitted:
+                sequence.meter.spend.cached_tokens += len(slots)
+                sequence.charged = len(slots)
+                sequence.admitted = True
+            self.running.append(sequence)
+        self.waiting.extendleft(reversed(held))
+
+    def _better_shared_later(self, sequence: Sequence, reusable: int, cached: int) -> bool:
+        """Whether a sequence that is prefilling now will soon offer a much longer prefix than the cache does."""
+        if reusable < cached + SHARE_AT_LEAST:
+            return False
+        tokens = sequence.tokens[:reusable]
+        return any(
+            other.computed < other.num_prompt
+            and not other.wants_prompt_logits
+            and common_prefix(other.tokens[: other.num_prompt], tokens) >= cached + SHARE_AT_LEAST
+            for other in self.running
+        )
+
+    def _over_budget(self, sequence: Sequence) -> bool:
+        """Ends a sequence whose next step its request's budget does not cover."""
+        fresh = sequence.length - max(sequence.computed, sequence.charged)
+        flops = self._info.flops(fresh, sequence.length - fresh)
+        outputs = int(sequence.length < sequence.max_length)
+        unit = sequence.meter.refuses(tokens=fresh, flops=flops, outputs=outputs)
+        if unit is None:
+            return False
+        sequence.finish("length", f"budget:{unit}")
+        self.finish(sequence)
+        return True
+
+    def _make_room(self, count: int, sequence: Sequence) -> bool:
+        """Sees to `count` free slots, if need be by eviction, then by preempting the youngest running sequence (False
+        if that was `sequence` itself)."""
+        while self.pool.num_free < count:
+            if self.cache.evictable and self.cache.evict(max(count - self.pool.num_free, EVICTION_BATCH)):
+                continue
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.preemptions += 1
+        self.recomputed_tokens += sequence.computed - sequence.shared
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _work(self, sequence: Sequence, count: int) -> Work:
+        start, context, slots = sequence.computed, sequence.slots, self.pool.allocate(count)
+        end = start + count
+        fresh = max(0, end - max(start, sequence.charged))
+        sequence.meter.charge(tokens=fresh, flops=self._info.flops(fresh, end - fresh), step=self._step)
+        sequence.charged = max(sequence.charged, end)
+        sequence.extend(slots)
+        sample = end == sequence.length and sequence.length < sequence.max_length
+        if sample:
+            sequence.meter.spend.output_tokens += 1
+        return Work(sequence, start, count, slots, context, sample)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Hands what is computed to the prefix cache, and reads it from there from now on."""
+        tokens, slots = sequence.tokens[: sequence.computed], sequence.slots
+        node, known = self.cache.insert(tokens, slots)
+        self.pool.free(slots[sequence.shared : known].copy())
+        self.cache.lock(node)
+        assert sequence.node is not None
+        self.cache.unlock(sequence.node)
+        _, cached = self.cache.match(tokens)
+        sequence.rebase(node, cached)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Gives up a sequence's slots: to the prefix cache if it is on, else to the pool."""
+        if self._use_cache:
+            self._publish(sequence)
+        else:
+            self.pool.free(sequence.slots[sequence.shared :].copy())
+        assert sequence.node is not None
+        self.cache.unlock(sequence.node)
+        sequence.node = None
+        sequence.start_over()
+
+
+def slots_in_use(scheduler: Scheduler) -> Slots:
+    """Slots owned by running sequences (not by the cache), for invariant checks."""
+    owned = [s.slots[s.shared :] for s in scheduler.running]
+    return np.concatenate([np.empty(0, np.int64), *owned])

@@ -1,0 +1,171 @@
+"""One sequence on its way through the engine: its tokens, its KV slots, its text, and what it has still to emit."""
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from models.torch_runtime.kv_pool import Slots
+from models.torch_runtime.prefix_cache import Node, Tokens
+from strategies.errors import DecodingError
+from strategies.runtime import Delta, FinishReason, Generation, TokenLogprob
+from strategies.sampling.row import Row
+from strategies.text import TextAssembler, Tokenizer
+
+
+class Sink(Protocol):
+    """Where a sequence's deltas go; called on the engine thread."""
+
+    def put(self, item: Delta | DecodingError) -> None: ...
+
+
+class Sequence:
+    """State of one `Generation`. Owned by the scheduler; only the engine thread touches it.
+
+    tokens[:computed] have keys and values in slots[:computed]. Of those, slots[:shared] belong to the prefix cache
+    (`node` is locked meanwhile), the rest to the sequence.
+    """
+
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, eos_token_ids: frozenset[int], sink: Sink, max_length: int
+    ) -> None:
+        stopping = generation.stopping
+        self.generation = generation
+        self.meter = generation.meter
+        self.sink = sink
+        self.num_prompt = len(generation.prompt)
+        limit = max_length if stopping.max_tokens is None else self.num_prompt + stopping.max_tokens
+        self.max_length = min(max_length, limit)
+        self._tokens = np.zeros(max(self.max_length, self.num_prompt), np.int32)
+        self._tokens[: self.num_prompt] = generation.prompt
+        self.length = self.num_prompt
+        self._slots = np.zeros(len(self._tokens), np.int64)
+        self.computed = 0
+        self.shared = 0
+        self.node: Node | None = None
+        self.charged = 0  # tokens already charged; recomputing them after a preemption costs the request nothing
+        self.admitted = False
+        self.cancelled = False
+        self.row = Row(generation, eos_token_ids)
+        self._tokenizer = tokenizer
+        self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)
+        self._stop_ids |= {token: token for token in stopping.stop_token_ids}
+        specials = tokenizer.special_token_ids
+        self._stop_ids |= {specials[text]: text for text in stopping.stop if text in specials}
+        self._text = TextAssembler(stopping.stop, stopping.min_tokens)
+        self._unreleased: deque[tuple[TokenLogprob, int, int]] = deque()
+        self._prompt_logprobs: list[TokenLogprob | None] | None = None
+        if generation.prompt_logprobs is not None:
+            self._prompt_logprobs = [None]  # nothing precedes the first token
+        self._pending_prompt_logprobs = self._prompt_logprobs is not None
+
+    @property
+    def tokens(self) -> Tokens:
+        """Prompt and output so far, int32 [length]."""
+        return self._tokens[: self.length]
+
+    @property
+    def slots(self) -> Slots:
+        """Slots of the computed tokens, int64 [computed]."""
+        return self._slots[: self.computed]
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are not computed yet."""
+        return self.length - self.computed
+
+    @property
+    def num_outputs(self) -> int:
+        return self.length - self.num_prompt
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether logits of the prompt's own positions are still missing."""
+        return self._prompt_logprobs is not None and len(self._prompt_logprobs) < self.num_prompt
+
+    def start(self, node: Node, slots: Slots) -> None:
+        """Begins (or begins again after a preemption) on a cached prefix, which the caller has locked."""
+        self.node, self.computed, self.shared = node, len(slots), len(slots)
+        self._slots[: len(slots)] = slots
+
+    def start_over(self) -> None:
+        """Forgets every slot; the caller has given them up."""
+        self.node, self.computed, self.shared = None, 0, 0
+
+    def extend(self, slots: Slots) -> None:
+        """The next len(slots) pending tokens get keys and values in these slots."""
+        self._slots[self.computed : self.computed + len(slots)] = slots
+        self.computed += len(slots)
+
+    def rebase(self, node: Node, slots: Slots) -> None:
+        """The prefix cache now owns the slots of everything computed."""
+        self.node, self.shared = node, len(slots)
+        self._slots[: len(slots)] = slots
+
+    def add_prompt_logprob(self, position: int, entry: TokenLogprob) -> None:
+        """Entry of prompt token `position`; recomputation after a preemption repeats some, which are dropped."""
+        assert self._prompt_logprobs is not None
+        if position == len(self._prompt_logprobs):
+            self._prompt_logprobs.append(entry)
+
+    def append(self, token: int, logprob: TokenLogprob | None) -> bool:
+        """Takes a sampled token, emits what became final, and says whether the sequence goes on."""
+        self._tokens[self.length] = token
+        self.length += 1
+        self.row.append(token)
+        delta = self._delta(tokens=[token])
+        stopping = token in self._stop_ids and self.num_outputs > self.row.min_tokens
+        visible = not stopping and not self._tokenizer.is_special(token)
+        start = len(self._text.text)
+        delta.text = self._text.push(self._tokenizer.token_bytes(token) if visible else b"")
+        if logprob is not None:
+            self._unreleased.append((logprob, start, len(self._text.text)))
+        if stopping:
+            delta.stop_reason, delta.stop_token = self._stop_ids[token], True
+            self._end(delta, "stop")
+        elif self._text.stopped is not None:
+            delta.stop_reason = self._text.stopped
+            self._end(delta, "stop")
+        elif self.length >= self.max_length:
+            self._end(delta, "length")
+        else:
+            self._release_logprobs(delta)
+        self.sink.put(delta)
+        return delta.finish_reason is None
+
+    def finish(self, reason: FinishReason, stop_reason: str | None = None) -> None:
+        """Ends the sequence without another token (nothing to generate, or the budget is spent)."""
+        delta = self._delta(tokens=[])
+        delta.stop_reason = stop_reason
+        self._end(delta, reason)
+        self.sink.put(delta)
+
+    def fail(self, error: DecodingError) -> None:
+        """Ends the sequence with an error."""
+        self.sink.put(error)
+
+    def _delta(self, tokens: list[int]) -> Delta:
+        delta = Delta(tokens=tokens, logprobs=None if self.generation.logprobs is None else [])
+        if self._pending_prompt_logprobs and not self.wants_prompt_logits:
+            delta.prompt_logprobs, self._pending_prompt_logprobs = self._prompt_logprobs, False
+        return delta
+
+    def _end(self, delta: Delta, reason: FinishReason) -> None:
+        delta.finish_reason = reason
+        delta.text += self._text.finish()
+        self._release_logprobs(delta, everything=True)
+
+    def _release_logprobs(self, delta: Delta, *, everything: bool = False) -> None:
+        """Moves entries whose text is out to the delta; at the end all but those that lie wholly in the stop string."""
+        if delta.logprobs is None:
+            return
+        end, stopped = len(self._text.text), self._text.stopped is not None
+        while self._unreleased:
+            entry, start, stop = self._unreleased[0]
+            if everything and stopped and start >= end:
+                self._unreleased.clear()
+            elif everything or stop <= self._text.released:
+                delta.logprobs.append(entry)
+                self._unreleased.popleft()
+            else:
+                break

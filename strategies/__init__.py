@@ -1,0 +1,1 @@
+"""The decoding algorithms: tensors, tokens and text; no HTTP and no model class."""

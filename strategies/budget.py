@@ -1,0 +1,90 @@
+"""Compute budgets: what a request may spend, what it has spent, and in which unit it ran out.
+
+Every forward token is charged to the request that caused it, whether it ends in the answer or not. One `Meter` is
+shared by everything that works for one request (its n choices, and later its drafts, branches and scorers).
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+BudgetUnit = Literal["forward_tokens", "output_tokens", "flops", "seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of one request; None means unlimited.
+
+    forward_tokens: tokens computed by a forward pass (prompt, generated, and dead ends), prefix-cache hits excluded.
+    output_tokens:  tokens generated, over all choices.
+    flops:          floating-point operations of those forward passes, by the model's own formula.
+    seconds:        wall time since the request was submitted (checked between engine steps).
+    """
+
+    forward_tokens: int | None = None
+    output_tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Spend:
+    """What one request has cost so far.
+
+    target_tokens:   tokens computed by the target model
+    cached_tokens:   prompt tokens served from the prefix cache instead
+    output_tokens:   tokens generated, over all choices
+    forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
+    flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
+    """
+
+    target_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    forward_passes: int = 0
+    flops: float = 0.0
+
+
+@dataclass(slots=True)
+class Meter:
+    """Budget and spend of one request. Only the engine thread writes to it."""
+
+    budget: Budget = field(default_factory=Budget)
+    spend: Spend = field(default_factory=Spend)
+    started: float = field(default_factory=time.monotonic)
+    finished: float | None = None
+    exhausted: BudgetUnit | None = None
+    last_pass: int = -1
+
+    @property
+    def seconds(self) -> float:
+        """Wall time from submission to the end of the last choice (or to now)."""
+        return (self.finished if self.finished is not None else time.monotonic()) - self.started
+
+    def refuses(self, *, tokens: int = 0, flops: float = 0.0, outputs: int = 0) -> BudgetUnit | None:
+        """The unit in which spending this much more would pass the limit, or None. Remembers the answer."""
+        budget, spend = self.budget, self.spend
+        unit: BudgetUnit | None = None
+        if budget.forward_tokens is not None and spend.target_tokens + tokens > budget.forward_tokens:
+            unit = "forward_tokens"
+        elif budget.output_tokens is not None and spend.output_tokens + outputs > budget.output_tokens:
+            unit = "output_tokens"
+        elif budget.flops is not None and spend.flops + flops > budget.flops:
+            unit = "flops"
+        elif budget.seconds is not None and self.seconds >= budget.seconds:
+            unit = "seconds"
+        if unit is not None:
+            self.exhausted = unit
+        return unit
+
+    def charge(self, *, tokens: int, flops: float, step: int) -> None:
+        """Records `tokens` computed in engine step number `step` (several sequences of one request share a pass)."""
+        self.spend.target_tokens += tokens
+        self.spend.flops += flops
+        if step != self.last_pass:
+            self.spend.forward_passes += 1
+            self.last_pass = step
+
+    def finish(self) -> None:
+        """Stops the clock; the last choice to end decides."""
+        self.finished = time.monotonic()
