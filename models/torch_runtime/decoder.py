@@ -114,7 +114,9 @@ class FusedDecoder:
         self._device = device
         self._weight_dtype = dtype
         self._dtype = torch.float32 if device.type == "cpu" else dtype
-        self._embedding = self._tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size)).to(dtype)
+        self._embedding = self._tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size)).to(
+            dtype, copy=True
+        )
         self.layers = [self._load_layer(i) for i in range(config.num_layers)]
         self._norm = self._vector("model.norm.weight", config.hidden_size)
         head = (
@@ -197,13 +199,14 @@ class FusedDecoder:
         return pack_linear(weight.to(self._weight_dtype), bias, self._kernel)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A weight as it lies in its file: what is kept must be a copy, or the whole file stays mapped."""
         tensor = self._weights[name]
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the configuration says {shape}")
         return tensor.to(self._device)
 
     def _vector(self, name: str, size: int) -> Tensor:
-        return self._tensor(name, (size,)).to(self._dtype)
+        return self._tensor(name, (size,)).to(self._dtype, copy=True)
 
     def _optional_vector(self, name: str, size: int) -> Tensor | None:
         return self._vector(name, size) if name in self._weights else None

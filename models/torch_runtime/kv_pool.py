@@ -1,5 +1,7 @@
 """Key and value memory: one slot per token, in per-layer pools."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,8 +30,8 @@ class SlotPool:
         device: torch.device,
     ) -> None:
         shape = (num_layers, num_slots, kv_heads, head_dim)
-        self.keys: list[Tensor] = list(torch.zeros(shape, dtype=dtype, device=device).unbind(0))
-        self.values: list[Tensor] = list(torch.zeros(shape, dtype=dtype, device=device).unbind(0))
+        self.keys: list[Tensor] = list(_zeros(shape, dtype, device).unbind(0))
+        self.values: list[Tensor] = list(_zeros(shape, dtype, device).unbind(0))
         self.num_slots = num_slots
         self._free = np.arange(num_slots - 1, -1, -1, dtype=np.int64)  # a stack: its top is at index num_free - 1
         self.num_free = num_slots
@@ -49,6 +51,13 @@ class SlotPool:
             raise AssertionError("more KV slots freed than were allocated")
         self._free[self.num_free : self.num_free + count] = slots[::-1]
         self.num_free += count
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on CPU they take memory only where they are written (torch's own would be written at once)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def slot_bytes(*, num_layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

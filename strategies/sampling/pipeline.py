@@ -50,9 +50,11 @@ class Pipeline:
         """Logits float32 [R, V] (owned by the caller, overwritten) -> the target distribution's logits [R, V]."""
         for transform in self.transforms:
             picked = [i for i, row in enumerate(rows) if transform.wants(row)]
+            if not picked:
+                continue
             if len(picked) == len(rows):
                 logits = transform.apply(logits, rows)
-            elif picked:
+            else:
                 index = torch.tensor(picked, device=logits.device)
                 logits[index] = transform.apply(logits[index], [rows[i] for i in picked])
         return logits

@@ -135,9 +135,7 @@ class SteppedEngine:
 
     def submit(self, generation: Generation) -> Answer:
         answer = Answer()
-        sequence = TokenSequence(
-            generation, self.tokenizer, self.info.eos_token_ids, answer, self.info.max_model_len
-        )
+        sequence = TokenSequence(generation, self.tokenizer, self.info.eos_token_ids, answer, self.info.max_model_len)
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return answer
