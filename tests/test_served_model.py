@@ -122,7 +122,7 @@ def test_a_budget_ends_the_answer_and_is_never_exceeded(client: openai.OpenAI) -
     assert answer.usage.completion_tokens == 6
 
 
-WORDS = "river stone paper engine orchard window signal harbour winter lantern bridge copper".split()
+WORDS = ("river", "stone", "paper", "engine", "orchard", "window", "signal", "harbour", "winter", "lantern", "bridge")
 
 
 def mixed_requests(seed: int, count: int) -> list[dict[str, object]]:

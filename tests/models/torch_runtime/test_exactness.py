@@ -94,7 +94,7 @@ def generate(runtime: TorchRuntime, generations: Sequence[Generation], *, togeth
         for start in range(0, len(generations), together):
             streams = runtime.submit(generations[start : start + together])
             for stream in streams:
-                outputs.append([token async for delta in stream for token in delta.tokens])
+                outputs += [[token async for delta in stream for token in delta.tokens]]
         return outputs
 
     return asyncio.run(run())
