@@ -71,7 +71,7 @@ class Meter:
             unit = "output_tokens"
         elif budget.flops is not None and spend.flops + flops > budget.flops:
             unit = "flops"
-        elif budget.seconds is not None and self.seconds >= budget.seconds:
+        elif budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
             unit = "seconds"
         if unit is not None:
             self.exhausted = unit

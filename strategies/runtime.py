@@ -151,7 +151,8 @@ class GenerationStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 
     def cancel(self) -> None:
-        """Frees the sequence before the next step. Safe at any time, also after the end."""
+        """Frees the sequence before the next step; iteration then raises RequestFailed. Safe at any time, also after
+        the end."""
 
 
 class Runtime(Protocol):

@@ -76,6 +76,11 @@ class TextAssembler:
             return self._release(start)
         return self._release(len(self.text) - self._held())
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the bytes so far end inside a character, which is not in `text` yet."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """The rest of the text at the end of the sequence; an unfinished character is dropped."""
         return self._release(len(self.text))

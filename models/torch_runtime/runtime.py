@@ -9,7 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.sequence import Sequence as TokenSequence
-from strategies.errors import ContextLengthExceeded, DecodingError, InvalidRequest, QueueFull, RuntimeUnavailable
+from strategies.errors import (
+    ContextLengthExceeded,
+    DecodingError,
+    InvalidRequest,
+    QueueFull,
+    RequestFailed,
+    RuntimeUnavailable,
+)
 from strategies.runtime import Delta, Generation, ModelInfo, RuntimeStatus
 from strategies.text import Tokenizer
 
@@ -56,8 +63,11 @@ class Stream:
                 return
 
     def cancel(self) -> None:
-        if self.sequence is not None and not self.ended:
+        """See `GenerationStream.cancel`. Whoever still iterates gets RequestFailed."""
+        if self.sequence is not None and not self.ended and not self.sequence.cancelled:
             self.sequence.cancelled = True
+            self._runtime.forget(self)
+            self.deliver(RequestFailed("the generation was cancelled"))
             self._runtime.wake()
 
 
@@ -154,7 +164,13 @@ class TorchRuntime:
         self._watchdog.join(timeout=5)
 
     def wake(self) -> None:
+        """Makes the engine thread look for work."""
         self._work.set()
+
+    def forget(self, stream: Stream) -> None:
+        """A cancelled stream hears nothing more."""
+        with self._lock:
+            self._streams.discard(stream)
 
     def _check(self, generation: Generation) -> None:
         """What can't be run is refused before it is queued."""
@@ -191,7 +207,8 @@ class TorchRuntime:
                 self._step_started = None
                 self._deliver()
                 if not busy and not self._incoming:
-                    self._work.wait(timeout=1.0 if self._engine.scheduler.waiting else None)
+                    # Those who wait may run out of time; nobody else would wake the engine for that.
+                    self._work.wait(timeout=0.1 if self._engine.scheduler.waiting else None)
         except Exception as error:
             log.exception("the engine stopped")
             self._die(f"{type(error).__name__}: {error}")
@@ -207,8 +224,6 @@ class TorchRuntime:
             _call_soon(loop, batch)
         with self._lock:
             self._streams.difference_update(stream for stream, _ in items if stream.ended)
-            cancelled = [s for s in self._streams if s.sequence is not None and s.sequence.cancelled]
-            self._streams.difference_update(cancelled)
 
     def _watch(self) -> None:
         """The watchdog thread."""

@@ -58,7 +58,15 @@ class Scheduler:
         """The next step's work; empty when there is nothing to compute."""
         self._step += 1
         self._drop_ended()
-        self._admit()
+        while True:
+            self._admit()
+            works = self._plan()
+            # A budget may have ended all that ran; then whoever waits starts in this very step.
+            if works or self.running or not self.waiting:
+                return works
+
+    def _plan(self) -> list[Work]:
+        """Gives every running sequence its share of the step."""
         works: list[Work] = []
         prefill_budget = self._max_num_batched_tokens - sum(s.pending == 1 for s in self.running)
         # In order of admission, so that a victim of preemption (always the last) has no work in this step yet.
@@ -113,10 +121,8 @@ class Scheduler:
                 self.waiting.appendleft(sequence)
                 break
             sequence.start(node, slots)
-            if not sequence.admitted:
-                sequence.meter.spend.cached_tokens += len(slots)
-                sequence.charged = len(slots)
-                sequence.admitted = True
+            sequence.meter.spend.cached_tokens += max(0, len(slots) - sequence.charged)
+            sequence.charged = max(sequence.charged, len(slots))
             self.running.append(sequence)
         self.waiting.extendleft(reversed(held))
 

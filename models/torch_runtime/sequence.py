@@ -43,8 +43,7 @@ class Sequence:
         self.computed = 0
         self.shared = 0
         self.node: Node | None = None
-        self.charged = 0  # tokens already charged; recomputing them after a preemption costs the request nothing
-        self.admitted = False
+        self.charged = 0  # tokens paid for or cached; recomputing them after a preemption costs the request nothing
         self.cancelled = False
         self.row = Row(generation, eos_token_ids)
         self._tokenizer = tokenizer
@@ -119,7 +118,7 @@ class Sequence:
         start = len(self._text.text)
         delta.text = self._text.push(self._tokenizer.token_bytes(token) if visible else b"")
         if logprob is not None:
-            self._unreleased.append((logprob, start, len(self._text.text)))
+            self._unreleased.append((logprob, start, len(self._text.text) + self._text.unfinished))
         if stopping:
             delta.stop_reason, delta.stop_token = self._stop_ids[token], True
             self._end(delta, "stop")

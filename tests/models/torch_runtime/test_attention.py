@@ -97,6 +97,17 @@ def test_slot_attention_by_definition(
     torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_window_counts_depth_in_a_tree_and_not_place(window: int) -> None:
+    batch, size = make_batch([(3, 8, [-1, -1, -1, 2, 2, 4, 5, 5])], 7)
+    generator = torch.Generator().manual_seed(7)
+    query = torch.randn(8, 4, 8, generator=generator)
+    keys, values = torch.randn(size, 2, 8, generator=generator), torch.randn(size, 2, 8, generator=generator)
+    got = SlotAttention(batch).attend(query, keys, values, scale=0.3, window=window)
+    expected = by_definition(batch, query, keys, values, 0.3, window, 0.0)
+    torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=0)
+
+
 def test_many_decoding_segments_of_different_context_are_grouped_and_exact() -> None:
     batch, size = make_batch([(context, 1, None) for context in (30, 1, 29, 0, 28, 31, 2, 90)], 5)
     groups = plan_groups(batch, range(8))

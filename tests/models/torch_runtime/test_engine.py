@@ -213,6 +213,9 @@ def test_a_special_token_as_a_stop_string() -> None:
     answer = said([*b"hi<|user|>more"], stop=("<|user|>",))
     assert (answer.text, answer.finish) == ("hi", ("stop", "<|user|>"))
     assert not answer.deltas[-1].stop_token
+    # Like any stop string it does not count below min_tokens.
+    assert said(script, stop=("<|user|>",), min_tokens=3).text == "himore"
+    assert said(script, stop=("<|user|>",), min_tokens=2).text == "hi"
     # The end of sequence asked for by name works with ignore_eos too.
     assert said([*b"hi", END, *b"x"], stop=("<|end|>",), ignore_eos=True).finish == ("stop", "<|end|>")
 
@@ -516,7 +519,7 @@ def test_choices_share_one_meter() -> None:
 @pytest.mark.parametrize("limit", [0, 1, 10, 26, 30, 31])
 def test_choices_share_one_budget(unit: BudgetUnit, limit: int) -> None:
     engine = SteppedEngine(ENDLESS, max_num_batched_tokens=10)
-    meter = Meter(Budget(**{unit: limit}))  # type: ignore[arg-type]
+    meter = Meter(Budget(**{unit: limit}))
     answers = engine.answers(
         Generation(PROMPT * 3, stopping=StopConditions(max_tokens=20), branch=(i,), meter=meter) for i in range(3)
     )

@@ -39,11 +39,10 @@ def test_slots_are_handed_out_once_and_conserved(operations: list[tuple[bool, in
 
 def test_what_was_allocated_stays_valid_while_others_come_and_go() -> None:
     slots = pool(8)
-    first = slots.allocate(4)
-    kept = first.copy()
-    slots.free(slots.allocate(4))
-    slots.free(slots.allocate(2))
-    assert first.tolist() == kept.tolist()
+    first, second = slots.allocate(4), slots.allocate(4)
+    kept = second.copy()
+    slots.free(first)
+    assert second.tolist() == kept.tolist()
 
 
 def test_fresh_slots_ascend() -> None:

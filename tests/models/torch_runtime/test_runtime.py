@@ -75,14 +75,15 @@ class Gate:
 
     async def steps(self, count: int) -> None:
         """Lets `count` steps pass; the engine then stands before the next one."""
-        self.open(count)
+        if count:
+            self.open(count)
         target = self.entered + count
         await until(lambda: self.entered >= target)
 
 
 @contextmanager
 def gated(**options: float) -> Iterator[tuple[TorchRuntime, Gate]]:
-    with serving(**options) as runtime:
+    with serving(ENDLESS, **options) as runtime:
         gate = Gate(runtime)
         try:
             yield runtime, gate

@@ -132,7 +132,7 @@ def test_first_come_first_served() -> None:
     engine = SteppedEngine(ENDLESS, max_num_seqs=2)
     stopping = StopConditions(max_tokens=5)
     answers = [engine.submit(Generation([97 + i], stopping=stopping)) for i in range(6)]
-    ends = {}
+    ends: dict[int, int] = {}
     for step in range(100):
         engine.step()
         ends |= {i: step for i, answer in enumerate(answers) if answer.ended and i not in ends}
