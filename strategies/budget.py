@@ -78,10 +78,13 @@ class Meter:
         return unit
 
     def charge(self, *, tokens: int, flops: float, step: int) -> None:
-        """Records `tokens` computed in engine step number `step` (several sequences of one request share a pass)."""
+        """Records `tokens` computed in engine step number `step` (several sequences of one request share a pass).
+
+        A step that only recomputes what was charged before (`tokens` 0) is no pass of the request.
+        """
         self.spend.target_tokens += tokens
         self.spend.flops += flops
-        if step != self.last_pass:
+        if tokens and step != self.last_pass:
             self.spend.forward_passes += 1
             self.last_pass = step
 

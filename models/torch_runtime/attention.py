@@ -64,7 +64,8 @@ def _group(batch: PackedBatch, members: Sequence[int]) -> Group:
     segments = [batch.segments[i] for i in members]
     length = len(segments[0].tokens)
     width = max(len(s.context) for s in segments) + length
-    slots = np.zeros((len(members), width), np.int64)
+    # Padding has weight 0, but 0 * NaN is NaN: it must repeat a slot of the same sequence, never read a neighbour's.
+    slots = np.repeat(np.array([[segment.slots[0]] for segment in segments], np.int64), width, axis=1)
     key_positions = np.zeros((len(members), width), np.int64)
     visible = np.zeros((len(members), length, width), np.bool_)
     for b, segment in enumerate(segments):

@@ -44,6 +44,9 @@ class Engine:
         prefix_cache: bool = True,
         draw: Callable[[Tensor, Tensor], Tensor] = gumbel_argmax,
     ) -> None:
+        """Raises ValueError for a pool in which the longest sequence does not fit: it would preempt itself for ever."""
+        if num_slots < info.max_model_len:
+            raise ValueError(f"{num_slots} KV slots can't hold a sequence of {info.max_model_len} tokens")
         shape = model.shape
         self.model = model
         self.pool = SlotPool(

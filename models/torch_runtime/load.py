@@ -74,7 +74,7 @@ def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
         architecture=shape.architecture,
         max_model_len=max_model_len,
         vocab_size=shape.vocab_size,
-        eos_token_ids=tokenizer.eos_token_ids,
+        eos_token_ids=frozenset(token for token in tokenizer.eos_token_ids if token < shape.vocab_size),
         dtype=shape.dtype,
         device=str(device),
         num_layers=shape.num_layers,

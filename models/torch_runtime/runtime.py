@@ -198,7 +198,7 @@ class TorchRuntime:
     def _run(self) -> None:
         """The engine thread."""
         try:
-            while not self._closing.is_set():
+            while not self._closing.is_set() and self._fatal is None:
                 self._work.clear()
                 while self._incoming:
                     self._engine.scheduler.add(self._incoming.popleft())

@@ -226,6 +226,17 @@ async def test_a_cancelled_stream_is_forgotten_also_when_nothing_else_runs(steps
         await until(lambda: not runtime._streams, 0.5)
 
 
+async def test_who_still_reads_a_cancelled_stream_is_told() -> None:
+    with gated() as (runtime, gate):
+        stream = runtime.submit([asking([97], None)])[0]
+        reader = asyncio.create_task(tokens_of(stream))
+        await gate.steps(3)
+        stream.cancel()
+        with pytest.raises(RequestFailed, match="cancelled"):
+            await asyncio.wait_for(reader, 5)
+        assert runtime.status().state == "ready"
+
+
 async def test_a_finished_answer_can_be_cancelled_and_still_be_read() -> None:
     with serving() as runtime:
         stream = runtime.submit([asking([97])])[0]
@@ -400,7 +411,10 @@ async def test_a_step_that_hangs_is_found_by_the_watchdog() -> None:
             await assert_dead(runtime, streams, "0.2 s")
             assert 0.2 <= time.monotonic() - start < 2.0
         finally:
+            hung = runtime.engine.steps
             hang.set()
+        await asyncio.sleep(0.3)
+        assert runtime.engine.steps == hung, "the engine went on after it had been declared dead"
 
 
 async def test_steps_shorter_than_the_timeout_do_not_add_up() -> None:

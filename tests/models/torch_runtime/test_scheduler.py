@@ -178,9 +178,9 @@ def test_the_youngest_is_preempted_and_the_oldest_never() -> None:
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("chunk", [256, 5])
 def test_a_sequence_that_just_fits_the_pool(prefix_cache: bool, chunk: int) -> None:
-    """The last token needs no slot; what others left in the cache gives way."""
+    """A prompt may take every slot, and what others left in the cache gives way."""
     engine = SteppedEngine(
-        ENDLESS, num_slots=39, max_model_len=40, max_num_batched_tokens=chunk, prefix_cache=prefix_cache
+        ENDLESS, num_slots=40, max_model_len=40, max_num_batched_tokens=chunk, prefix_cache=prefix_cache
     )
     engine.answers(Generation([97 + i] * 12, stopping=StopConditions(max_tokens=1)) for i in range(3))
     generation = Generation([97] * 8 + [98] * 12)
@@ -189,6 +189,14 @@ def test_a_sequence_that_just_fits_the_pool(prefix_cache: bool, chunk: int) -> N
         assert answer.tokens == direct(ENDLESS, generation, max_model_len=40)
         assert len(answer.tokens) == 20
         assert answer.finish == ("length", None)
+    scored = Generation([99] * 40, stopping=StopConditions(max_tokens=0), prompt_logprobs=0)
+    assert engine.answers([scored], max_steps=50)[0].finish == ("length", None)
+
+
+def test_a_pool_smaller_than_the_context_is_refused() -> None:
+    """A sequence that never fits would preempt itself for ever."""
+    with pytest.raises(ValueError, match="39 KV slots"):
+        SteppedEngine(ENDLESS, num_slots=39, max_model_len=40)
 
 
 def test_pressure_from_many_sequences_that_each_fill_the_pool_ends() -> None:
@@ -240,6 +248,23 @@ def test_who_waits_for_a_prefix_does_not_hold_back_others() -> None:
     assert (first.ended, held.ended, other.ended) == (False, False, True)
     engine.run(10)
     assert engine.model.forward_tokens == 100 + 1 + 1
+
+
+def test_who_waits_for_a_prefix_keeps_its_place_in_the_queue() -> None:
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2, max_num_batched_tokens=20)
+    prefix, stopping = [97] * 60, StopConditions(max_tokens=3)
+    engine.submit(Generation(prefix, stopping=stopping))
+    held = [engine.submit(Generation([*prefix, 98 + i], stopping=stopping)) for i in range(2)]
+    engine.submit(Generation([120], stopping=StopConditions(max_tokens=100)))  # takes the second place
+    last = engine.submit(Generation([121], stopping=stopping))
+    engine.step()
+    assert [s.generation.prompt[-1] for s in engine.scheduler.running] == [97, 120]
+    assert [s.generation.prompt[-1] for s in engine.scheduler.waiting] == [98, 99, 121]
+    ends: list[int] = []
+    for _ in range(40):
+        engine.step()
+        ends += [i for i, answer in enumerate([*held, last]) if answer.ended and i not in ends]
+    assert ends == [0, 1, 2]
 
 
 def test_who_waits_for_a_prefix_is_freed_when_its_owner_is_cancelled() -> None:
