@@ -1,5 +1,6 @@
 """From a folder of weights to a model that the engine can run."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def load_model(
         raise ModelLoadError(f"the weights in {folder} don't fit its config.json: {error}") from error
 
 
+@functools.cache
 def kernels_for(device: torch.device) -> native.Kernels:
     return (native.load() if device.type == "cpu" else None) or native.TorchKernels()
 
