@@ -7,18 +7,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from decoding_server import __version__
-from decoding_server.api import chat, completions, health, models, tokens
-from decoding_server.auth import ApiKeyGuard
-from decoding_server.config import ServerConfig
+from decoding_server.api import chat, completions, health, metrics, models, strategies, tokens
+from decoding_server.auth import OPEN_PATHS, ApiKeyGuard
+from decoding_server.config import ServerConfig, api_keys
 from decoding_server.errors import answer_exception
+from decoding_server.observability import Observability, ObserveRequests
 from decoding_server.protocol.chat import ChatCompletionRequest
 from decoding_server.protocol.completions import CompletionRequest
 from decoding_server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from decoding_server.request_context import RequestContext
 from decoding_server.service import Service
+from decoding_server.tracing import Tracing
 from strategies.errors import DecodingError
+from strategies.registry import registered
 from strategies.runtime import Runtime
 
 BODIES = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
@@ -33,15 +37,41 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
         redirect_slashes=False,  # a redirect would be an answer without our error body
     )
     app.state.service = Service(runtime, config)
-    for family in (completions, chat, models, tokens, health):
+    app.state.observability = observability_of(runtime, config, app.state.service.served_names[0])
+    for family in (completions, chat, models, tokens, strategies, health):
         app.include_router(family.router)
+    if config.metrics != "off":
+        app.include_router(metrics.router)
     for error in (DecodingError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer_exception)
-    if config.api_key:
-        app.add_middleware(ApiKeyGuard, keys=[key.get_secret_value() for key in config.api_key])
+    keys = api_keys(config)
+    if keys:
+        open_paths = OPEN_PATHS | ({"/metrics"} if config.metrics == "open" else set())
+        app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_paths)
+    if config.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origin,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+        )
+    app.add_middleware(ObserveRequests, observability=app.state.observability)
     app.add_middleware(RequestContext)  # the last one added is the outermost: every reply gets its headers
     document_bodies(app)
     return app
+
+
+def observability_of(runtime: Runtime, config: ServerConfig, model: str) -> Observability:
+    return Observability(
+        model,
+        runtime.status,
+        strategies=registered("transform"),
+        cache_config={"cache_dtype": runtime.info.dtype, "enable_prefix_caching": str(config.prefix_cache)},
+        log_requests=config.log_requests,
+        log_prompts=config.log_prompts,
+        tracing=Tracing.to(config.otlp_endpoint) if config.otlp_endpoint else None,
+    )
 
 
 def document_bodies(app: FastAPI) -> None:

@@ -1,7 +1,7 @@
 """The API key guard: a middleware over every path, so that no route can be forgotten."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,12 +14,13 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 class ApiKeyGuard:
     """Answers 401 unless the request carries `Authorization: Bearer KEY` with one of the keys."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
         self.app = app
+        self.open_paths = open_paths
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._admits(scope):
+        if scope["type"] == "http" and scope["path"] not in self.open_paths and not self._admits(scope):
             await unauthorized().response()(scope, receive, send)
             return
         await self.app(scope, receive, send)

@@ -3,6 +3,7 @@
 One table of keys serves all three sources, under the same names.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -43,6 +44,16 @@ class ServerConfig(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 picks a free one")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="key that requests must carry; repeatable")
+    api_key_file: str | None = Field(None, description="file with one key a line, besides those of --api-key")
+    cors_origin: Annotated[list[str], NoDecode] = Field(
+        [], description="origin whose pages browsers let call the server, or *; repeatable; absent: none"
+    )
+    metrics: Literal["open", "guarded", "off"] = Field(
+        "guarded", description="GET /metrics: open to all, or only with a key where keys are set, or absent"
+    )
+    log_requests: bool = Field(True, description="one JSON line in the log for every request")
+    log_prompts: bool = Field(False, description="prompts and answers in those lines")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector that gets traces, over OTLP/HTTP")
     served_model_name: Annotated[list[str], NoDecode] = Field(
         [], description="name clients use for the model; repeatable, the first is used in answers by default"
     )
@@ -70,11 +81,23 @@ class ServerConfig(BaseSettings):
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="auto: default sampling values come from the model's generation_config; none: OpenAI's"
     )
+    trust_request_chat_template: bool = Field(
+        False, description="let requests bring a chat template of their own; templates are programs"
+    )
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-v11"] = Field(
+        "auto", description="format in which the model writes tool calls; auto: what its chat template shows"
+    )
+    decoding: str | None = Field(None, description="decoding of requests that ask for none: a preset or a strategy")
+    presets: dict[str, Any] = Field(
+        default_factory=dict, description="named values of `decoding` (in the config file, or JSON text)"
+    )
     strict: bool = Field(False, description="refuse unknown request fields instead of warning about them")
     max_waiting: Annotated[int, Field(ge=1)] = Field(
         1024, description="sequences that may wait; beyond it requests get 429"
     )
-    max_n: Annotated[int, Field(ge=1)] = Field(128, description="largest n of a request")
+    max_n: Annotated[int, Field(ge=1)] = Field(128, description="largest n and best_of of a request")
+    max_prompts: Annotated[int, Field(ge=1)] = Field(1024, description="most prompts of a request")
+    max_logprobs: Annotated[int, Field(ge=0)] = Field(20, description="most alternatives per token in logprobs")
     max_stop: Annotated[int, Field(ge=0)] = Field(16, description="most stop strings of a request")
     max_body: Annotated[int, Field(ge=1)] = Field(8 * 2**20, description="largest request body, e.g. 8MiB")
     sse_keep_alive: Annotated[float, Field(ge=0)] = Field(
@@ -91,7 +114,21 @@ class ServerConfig(BaseSettings):
     def _sizes(cls, value: Any) -> Any:
         return parse_size(value)
 
-    @field_validator("api_key", "served_model_name", mode="before")
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from decoding_server.tracing import check_endpoint
+
+        return check_endpoint(value)
+
+    @field_validator("presets", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("api_key", "served_model_name", "cors_origin", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         """One value, or several: a list, or text with commas (the form for the environment)."""
@@ -141,6 +178,22 @@ class LoadedConfig:
             shown = ", ".join(value) if isinstance(value, list) else value
             lines.append(f"{key}: {'-' if shown in (None, '') else shown} ({self.origins.get(key, 'default')})")
         return lines
+
+
+def api_keys(config: ServerConfig) -> list[str]:
+    """All keys that requests may carry. Raises ConfigError for a key file that can't be read or holds no key."""
+    keys = [key.get_secret_value() for key in config.api_key]
+    if config.api_key_file is not None:
+        try:
+            lines = Path(config.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {config.api_key_file}: {error}") from error
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            # An empty file must not mean a server that is open to all.
+            raise ConfigError(f"--api-key-file {config.api_key_file}: it holds no key")
+        keys += found
+    return keys
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> LoadedConfig:

@@ -11,6 +11,9 @@ from decoding_server.errors import failure_of
 from decoding_server.request_context import RequestContext
 from strategies.errors import RuntimeUnavailable
 
+ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
+"""What probes and Prometheus ask goes on during a drain (behind the key guard as ever)."""
+
 
 class Gate:
     """An ASGI application that can be listened to before the model is there, and drained before it goes."""
@@ -43,7 +46,7 @@ class Gate:
             return
         if self.app is None:
             await self.refusal(scope, receive, send)
-        elif scope["path"] in OPEN_PATHS:
+        elif scope["path"] in ALWAYS_ANSWERED:
             await self.app(scope, receive, send)
         elif self.draining:
             await self.refusal(scope, receive, send)

@@ -2,9 +2,10 @@
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from decoding_server.protocol.chat import TokenLogprobEntry, TopLogprob
-from decoding_server.protocol.completions import CompletionLogprobs
+from decoding_server.protocol.completions import CompletionLogprobs, PromptLogprob
 from decoding_server.running import Prompt
 from strategies.runtime import TokenLogprob
 from strategies.text import Tokenizer
@@ -27,6 +28,18 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSpelling:
+    """How tokens are written in log-probabilities: as text, or (`return_tokens_as_token_ids`) as `token_id:ID`, which
+    keeps tokens apart that have the same text."""
+
+    tokenizer: Tokenizer
+    as_ids: bool = False
+
+    def __call__(self, token: int) -> str:
+        return f"token_id:{token}" if self.as_ids else token_text(self.tokenizer, token)
+
+
 class CompletionLogprobsWriter:
     """Writes the arrays of one choice, chunk by chunk.
 
@@ -34,8 +47,9 @@ class CompletionLogprobsWriter:
     a character has the offset of that character's end. Special tokens of the answer have no text, hence no width.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, alternatives: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, spelling: TokenSpelling, prompt: Prompt, alternatives: int) -> None:
+        self.spelling = spelling
+        self.tokenizer = spelling.tokenizer
         self.prompt = prompt
         self.alternatives = alternatives
         self.offset = 0
@@ -46,7 +60,7 @@ class CompletionLogprobsWriter:
         arrays = _empty()
         for position, (token, entry) in enumerate(zip(self.prompt.tokens, entries, strict=True)):
             text = token_text(self.tokenizer, token)
-            self._append(arrays, text, entry)
+            self._append(arrays, self.spelling(token), entry)
             # A beginning-of-sequence token that the tokenizer put before the text is not part of it.
             added = position == 0 and token == self.tokenizer.bos_token_id and not self.prompt.text.startswith(text)
             self._advance(b"" if added else self.tokenizer.token_bytes(token))
@@ -56,7 +70,7 @@ class CompletionLogprobsWriter:
         arrays = _empty()
         self._begin_answer()
         for entry in entries:
-            self._append(arrays, token_text(self.tokenizer, entry.token), entry)
+            self._append(arrays, self.spelling(entry.token), entry)
             self._advance(b"" if self.tokenizer.is_special(entry.token) else self.tokenizer.token_bytes(entry.token))
         return arrays
 
@@ -80,7 +94,7 @@ class CompletionLogprobsWriter:
         for token, logprob in entry.top[
             : self.alternatives
         ]:  # best first: of two tokens with one text the better stays
-            best.setdefault(token_text(self.tokenizer, token), floored(logprob))
+            best.setdefault(self.spelling(token), floored(logprob))
         if self.alternatives:
             best.setdefault(text, floored(entry.logprob))
         arrays["top_logprobs"].append(best)
@@ -100,17 +114,37 @@ def _empty() -> CompletionLogprobs:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
-def chat_entries(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], alternatives: int) -> list[TokenLogprobEntry]:
+def chat_entries(
+    spelling: TokenSpelling, entries: Sequence[TokenLogprob], alternatives: int
+) -> list[TokenLogprobEntry]:
     return [
         {
-            **_chat_token(tokenizer, entry.token, entry.logprob),
-            "top_logprobs": [_chat_token(tokenizer, token, value) for token, value in entry.top[:alternatives]],
+            **_chat_token(spelling, entry.token, entry.logprob),
+            "top_logprobs": [_chat_token(spelling, token, value) for token, value in entry.top[:alternatives]],
         }
         for entry in entries
     ]
 
 
-def _chat_token(tokenizer: Tokenizer, token: int, logprob: float) -> TopLogprob:
+def _chat_token(spelling: TokenSpelling, token: int, logprob: float) -> TopLogprob:
     """A special token has no bytes, as it has no text in the answer."""
+    tokenizer = spelling.tokenizer
     raw = b"" if tokenizer.is_special(token) else tokenizer.token_bytes(token)
-    return {"token": token_text(tokenizer, token), "logprob": floored(logprob), "bytes": list(raw)}
+    return {"token": spelling(token), "logprob": floored(logprob), "bytes": list(raw)}
+
+
+def prompt_entries(
+    tokenizer: Tokenizer, entries: Sequence[TokenLogprob | None] | None
+) -> list[dict[str, PromptLogprob] | None]:
+    """vLLM's `prompt_logprobs`: for every prompt token but the first, candidates by id, itself among them."""
+    return [None if entry is None else _candidates(tokenizer, entry) for entry in entries or ()]
+
+
+def _candidates(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, PromptLogprob]:
+    ranked = [(token, logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)]
+    if all(token != entry.token for token, _, _ in ranked):
+        ranked.append((entry.token, entry.logprob, entry.rank))
+    return {
+        str(token): {"logprob": floored(logprob), "rank": rank, "decoded_token": token_text(tokenizer, token)}
+        for token, logprob, rank in ranked
+    }

@@ -101,10 +101,13 @@ def validate(kind: type[Body], body: dict[str, Any]) -> Body:
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "content") -> "messages[0].content"."""
+    """("messages", 0, "content") -> "messages[0].content". A part may be the rest of a path, such as "[1].type"."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += part if not path or part[:1] in (".", "[") else f".{part}"
     return path
 
 

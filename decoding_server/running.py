@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from decoding_server.observability import RequestObserver
+from decoding_server.protocol.decoding import ResolvedDecoding
 from decoding_server.protocol.usage import Usage
 from strategies.budget import Meter
 from strategies.errors import RequestFailed
@@ -23,6 +25,7 @@ class Answer:
     """One choice, complete."""
 
     text: str = ""
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason = "length"
@@ -34,12 +37,20 @@ class RunningRequest:
     """The sequences of one request; number p * n + i is choice i of prompt p."""
 
     def __init__(
-        self, prompts: list[Prompt], choices_per_prompt: int, streams: Sequence[GenerationStream], meter: Meter
+        self,
+        prompts: list[Prompt],
+        choices_per_prompt: int,
+        streams: Sequence[GenerationStream],
+        meter: Meter,
+        decoding: ResolvedDecoding,
+        observer: RequestObserver,
     ) -> None:
         self.prompts = prompts
         self.choices_per_prompt = choices_per_prompt
         self.streams = streams
         self.meter = meter
+        self.decoding = decoding
+        self.observer = observer
         self.completion_tokens = 0
 
     def prompt_of(self, choice: int) -> Prompt:
@@ -56,7 +67,11 @@ class RunningRequest:
             source = self._single() if len(self.streams) == 1 else self._merged()
             async for choice, delta in source:
                 self.completion_tokens += len(delta.tokens)
+                self.observer.delta(choice, delta)
                 yield choice, delta
+        except Exception as error:
+            self.observer.raised(error)
+            raise
         finally:
             self.cancel()
 
@@ -99,6 +114,7 @@ class RunningRequest:
         async for choice, delta in self.deltas():
             answer = answers[choice]
             texts[choice].append(delta.text)
+            answer.tokens += delta.tokens
             answer.logprobs += delta.logprobs or ()
             if delta.prompt_logprobs is not None:
                 answer.prompt_logprobs = delta.prompt_logprobs
@@ -111,6 +127,17 @@ class RunningRequest:
         for answer, parts in zip(answers, texts, strict=True):
             answer.text = "".join(parts)
         return answers
+
+    def keep_best(self, answers: list[Answer], choices: int) -> list[Answer]:
+        """Of each prompt's answers the `choices` with the highest mean log-probability per token, best first (OpenAI's
+        rule for `best_of`); only their tokens count as returned."""
+        kept: list[Answer] = []
+        for start in range(0, len(answers), self.choices_per_prompt):
+            group = answers[start : start + self.choices_per_prompt]
+            kept += sorted(group, key=_mean_logprob, reverse=True)[:choices]
+        self.choices_per_prompt = choices
+        self.completion_tokens = sum(len(answer.tokens) for answer in kept)
+        return kept
 
     def usage(self) -> Usage:
         """What has been spent by now; final after the last delta."""
@@ -136,3 +163,8 @@ class RunningRequest:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
         }
+
+
+def _mean_logprob(answer: Answer) -> float:
+    values = [entry.logprob for entry in answer.logprobs]
+    return sum(values) / len(values) if values else 0.0

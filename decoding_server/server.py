@@ -12,10 +12,12 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from decoding_server.app import create_app
-from decoding_server.config import ConfigError, LoadedConfig
+from decoding_server.config import ConfigError, LoadedConfig, api_keys
 from decoding_server.gate import Gate
+from decoding_server.request_log import configure_request_log
 from decoding_server.service import sampling_origin
 from strategies.errors import ModelLoadError
 from strategies.runtime import Runtime
@@ -76,6 +78,7 @@ class Serving:
         self.listener = listener
         self.gate = Gate()
         self.runtime: Runtime | None = None
+        self.app: FastAPI | None = None
         self.exit_code = 0
         self.loop = asyncio.get_running_loop()
         self.stop_task: asyncio.Task[None] | None = None
@@ -107,6 +110,8 @@ class Serving:
                 await loading
             if self.runtime is not None:
                 self.runtime.close()
+            if self.app is not None:
+                await asyncio.to_thread(self.app.state.observability.close)
         return self.exit_code
 
     async def _load(self) -> None:
@@ -143,6 +148,7 @@ class Serving:
             logger.exception("the model could not be loaded")
             self._stop(1)
             return
+        self.app = app
         self.gate.open(app)
         info = self.runtime.info
         defaults = app.state.service.sampling_defaults
@@ -201,6 +207,8 @@ class Serving:
 def run(loaded: LoadedConfig, load: Callable[[], Runtime]) -> int:
     """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen."""
     configure_logging(loaded.config.log_level)
+    configure_request_log()
+    api_keys(loaded.config)
     listener = listen(loaded.config.host, loaded.config.port)
     logger.info("configuration\n  %s", "\n  ".join(loaded.lines()))
 

@@ -8,12 +8,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from decoding_server.config import ServerConfig
+from decoding_server.decoding import SEPARATOR, resolved_decoding, split_model
 from decoding_server.errors import InvalidField
-from decoding_server.protocol.generation import BudgetOptions, GenerationRequest
+from decoding_server.metrics import STANDARD
+from decoding_server.observability import RequestObserver
+from decoding_server.protocol.decoding import BudgetOptions
+from decoding_server.protocol.generation import GenerationRequest
 from decoding_server.running import Prompt, RunningRequest
+from decoding_server.sampling import sampling_of
+from decoding_server.tools.formats import FORMATS, ToolCallFormat, detect_format
 from strategies.budget import Budget, Meter
 from strategies.errors import ContextLengthExceeded, ModelNotFound
 from strategies.runtime import Generation, Runtime, SamplingParameters, StopConditions
+from strategies.sampling.transform import Transform
+
+ORDINARY = frozenset({"top_k", "top_p", "min_p", "repetition_penalty", "presence_frequency_penalty"})
+"""Transforms that every server has, which are no strategy of their own."""
 
 UINT64 = 2**64 - 1
 
@@ -27,9 +37,11 @@ class SeedSource:
 
     def next(self) -> int:
         if self.server_seed is None:
-            return int.from_bytes(os.urandom(8), "little")
+            return (
+                int.from_bytes(os.urandom(8), "little") >> 11
+            )  # 53 bits: exact in any JSON reader, when it is reported
         text = f"{self.server_seed}:{next(self.requests)}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +61,29 @@ class Service:
         self.served_names = tuple(config.served_model_name) or (runtime.info.name,)
         self.created = int(time.time())
         self.seeds = SeedSource(config.seed)
+        self.tool_format = tool_format_of(config.tool_call_parser, runtime.tokenizer.chat_template)
+        markers = () if self.tool_format is None else self.tool_format.markers
+        special = runtime.tokenizer.special_token_ids
+        self.tool_markers = frozenset(special[marker] for marker in markers if marker in special)
         self.sampling_defaults = dict(runtime.info.sampling_defaults) if config.generation_config == "auto" else {}
 
     def model_name(self, requested: str | None) -> str:
         """The name to answer with: the client's own, or the first served one. Raises ModelNotFound."""
         if requested is None:
             return self.served_names[0]
-        if requested not in self.served_names:
-            raise ModelNotFound(
-                f"The model '{requested[:100]}' does not exist. This server serves: {', '.join(self.served_names)}."
-            )
+        if split_model(requested, self.served_names)[0] not in self.served_names:
+            raise self.no_such_model(requested)
         return requested
+
+    @property
+    def listed_names(self) -> list[str]:
+        """What /v1/models lists: served names, and the first of them with each preset."""
+        return [*self.served_names, *(f"{self.served_names[0]}{SEPARATOR}{preset}" for preset in self.config.presets)]
+
+    def no_such_model(self, requested: str) -> ModelNotFound:
+        return ModelNotFound(
+            f"The model '{requested[:100]}' does not exist. This server serves: {', '.join(self.served_names)}."
+        )
 
     def submit(
         self,
@@ -67,19 +91,24 @@ class Service:
         prompts: list[Prompt],
         scoring: Scoring,
         *,
+        choices: int | None = None,
         default_max_tokens: int | None = None,
         prompt_field: str = "prompt",
+        observer: RequestObserver,
+        structure: Transform | None = None,
+        visible_special_tokens: frozenset[int] = frozenset(),
     ) -> RunningRequest:
-        """Queues n choices of every prompt, prompt by prompt. Raises InvalidRequest, QueueFull, RuntimeUnavailable.
+        """Queues `choices` (default: n) of every prompt, prompt by prompt. Raises InvalidRequest, QueueFull,
+        RuntimeUnavailable.
 
         Choice i of any prompt draws the noise of branch (i,), so a prompt's text doesn't depend on its batch.
         """
-        choices = request.choices_per_prompt
-        self._check_limits(request, len(prompts) * choices)
-        sampling = self.sampling(request)
+        choices = choices or request.choices_per_prompt
+        self._check_limits(request, prompts, len(prompts) * choices)
+        sampling = self.sampling(request, structure)
         stopping = self.stopping(request, default_max_tokens)
         seed = self.seeds.next() if request.seed is None else request.seed & UINT64
-        meter = Meter(_budget(request))
+        meter = Meter(budget_of(request))
         generations = [
             Generation(
                 prompt=prompt.tokens,
@@ -89,22 +118,40 @@ class Service:
                 branch=(choice,),
                 logprobs=scoring.generated,
                 prompt_logprobs=scoring.prompt,
+                logprobs_mode=request.logprobs_mode or "raw",
+                priority=request.priority or 0,
+                cache_salt=request.cache_salt or "",
+                skip_special_tokens=request.skip_special_tokens is not False,
+                visible_special_tokens=visible_special_tokens,
                 meter=meter,
             )
             for prompt in prompts
             for choice in range(choices)
         ]
+        wire_names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
         try:
             streams = self.runtime.submit(generations)
         except ContextLengthExceeded as error:
-            wire_names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
             raise ContextLengthExceeded(str(error), wire_names.get(error.param or "", error.param)) from error
-        return RunningRequest(prompts, choices, streams, meter)
+        resolved = resolved_decoding(generations[0], self.runtime.info.eos_token_ids)
+        observer.described(
+            self.model_name(request.model),
+            strategy_of(sampling),
+            stream=bool(request.stream),
+            n=request.choices_per_prompt,
+            max_tokens=stopping.max_tokens,
+            temperature=sampling.temperature,
+            top_p=request.top_p,
+        )
+        observer.submitted(meter, sum(len(p.tokens) for p in prompts), len(streams), [p.text for p in prompts])
+        return RunningRequest(prompts, choices, streams, meter, resolved, observer)
 
-    def _check_limits(self, request: GenerationRequest, sequences: int) -> None:
+    def _check_limits(self, request: GenerationRequest, prompts: list[Prompt], sequences: int) -> None:
         config = self.config
         if request.choices_per_prompt > config.max_n:
             raise InvalidField(f"'n' must be at most {config.max_n}.", "n")
+        if len(prompts) > config.max_prompts:
+            raise InvalidField(f"'prompt' may hold at most {config.max_prompts} prompts.", "prompt")
         if sequences > config.max_waiting:
             raise InvalidField(
                 f"The request asks for {sequences} sequences; at most {config.max_waiting} may wait at once.",
@@ -112,25 +159,14 @@ class Service:
             )
         if len(request.stop) > config.max_stop:
             raise InvalidField(f"'stop' may have at most {config.max_stop} strings.", "stop")
+        if (request.prompt_logprobs or 0) > config.max_logprobs:
+            raise InvalidField(f"'prompt_logprobs' must be at most {config.max_logprobs}.", "prompt_logprobs")
 
-    def sampling(self, request: GenerationRequest) -> SamplingParameters:
-        """The request's values, else the model's own defaults (generation_config), else OpenAI's."""
-        defaults = self.sampling_defaults
-
-        def value(given: float | None, name: str, fallback: float) -> float:
-            return given if given is not None else defaults.get(name, fallback)
-
+    def sampling(self, request: GenerationRequest, structure: Transform | None = None) -> SamplingParameters:
+        """The request's pipeline; see `sampling_of`. Raises InvalidField."""
         self.check_tokens(request.logit_bias, "logit_bias")
-        return SamplingParameters(
-            temperature=value(request.temperature, "temperature", 1.0),
-            top_k=max(0, min(int(value(request.top_k, "top_k", 0)), self.runtime.info.vocab_size)),
-            top_p=value(request.top_p, "top_p", 1.0),
-            min_p=value(request.min_p, "min_p", 0.0),
-            repetition_penalty=value(request.repetition_penalty, "repetition_penalty", 1.0),
-            presence_penalty=value(request.presence_penalty, "presence_penalty", 0.0),
-            frequency_penalty=value(request.frequency_penalty, "frequency_penalty", 0.0),
-            logit_bias=request.logit_bias,
-        )
+        self.check_tokens(request.allowed_token_ids or (), "allowed_token_ids")
+        return sampling_of(request, self.sampling_defaults, self.runtime.tokenizer, structure)
 
     def stopping(self, request: GenerationRequest, default_max_tokens: int | None) -> StopConditions:
         limit = default_max_tokens if request.token_limit is None else request.token_limit
@@ -139,7 +175,30 @@ class Service:
             raise InvalidField(f"'min_tokens' is {least}, more than the {limit} tokens allowed.", "min_tokens")
         stop_ids = frozenset(request.stop_token_ids or ())
         self.check_tokens(stop_ids, "stop_token_ids")
-        return StopConditions(limit, least, tuple(request.stop), stop_ids, bool(request.ignore_eos))
+        return StopConditions(
+            max_tokens=limit,
+            min_tokens=least,
+            stop=tuple(request.stop),
+            stop_token_ids=stop_ids,
+            ignore_eos=bool(request.ignore_eos),
+            include_stop=bool(request.include_stop_str_in_output),
+        )
+
+    def truncated(self, request: GenerationRequest, tokens: list[int]) -> list[int]:
+        """The prompt, cut to `truncate_prompt_tokens` if that is set. Raises InvalidField."""
+        limit = request.truncate_prompt_tokens
+        if limit is None:
+            return tokens
+        longest = self.runtime.info.max_model_len - max(1, request.token_limit or 0)
+        if limit > longest:
+            raise InvalidField(
+                f"'truncate_prompt_tokens' is {limit}; the context has room for {longest} prompt tokens.",
+                "truncate_prompt_tokens",
+            )
+        limit = max(1, longest) if limit == -1 else limit
+        if limit == 0:
+            raise InvalidField("'truncate_prompt_tokens' must not be 0.", "truncate_prompt_tokens")
+        return tokens[:limit] if request.truncation_side == "right" else tokens[-limit:]
 
     def check_tokens(self, tokens: Iterable[int], param: str) -> None:
         """Raises InvalidField for an id that is not in the vocabulary."""
@@ -149,14 +208,29 @@ class Service:
                 raise InvalidField(f"'{param}': token id {token} is outside the vocabulary of {size} tokens.", param)
 
 
+def strategy_of(sampling: SamplingParameters) -> str:
+    """The label of a request in metrics: the transform that gives it its character, or "standard"."""
+    special = [one.name for one in sampling.transforms if one.slot is not None and one.name not in ORDINARY]
+    return special[-1] if special else STANDARD
+
+
+def tool_format_of(parser: str, chat_template: str | None) -> ToolCallFormat | None:
+    """The format of `--tool-call-parser`, or the one that the chat template shows."""
+    name = detect_format(chat_template) if parser == "auto" else parser
+    return FORMATS.get(name or "none")
+
+
 def token_limit_param(request: GenerationRequest) -> str:
     """The field that sets the token limit of this request."""
     return "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
 
 
-def _budget(request: GenerationRequest) -> Budget:
+def budget_of(request: GenerationRequest) -> Budget:
+    """The limits of the request; of two time limits the shorter one."""
     options = (request.decoding.budget if request.decoding is not None else None) or BudgetOptions()
-    return Budget(options.forward_tokens, options.output_tokens, options.flops, options.seconds)
+    limits = [options.seconds, None if request.t_max_predict_ms is None else request.t_max_predict_ms / 1000]
+    seconds = min((limit for limit in limits if limit is not None), default=None)
+    return Budget(options.forward_tokens, options.output_tokens, options.flops, seconds)
 
 
 def sampling_origin(defaults: Mapping[str, float]) -> str:

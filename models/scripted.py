@@ -74,8 +74,17 @@ class ByteTokenizer:
     def is_special(self, token: int) -> bool:
         return 256 <= token < 256 + len(self.SPECIAL)
 
+    @property
+    def chat_template(self) -> str | None:
+        return None
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **variables: Any,
     ) -> str:
         text = ""
         for message in messages:
@@ -83,6 +92,10 @@ class ByteTokenizer:
             if name not in self.SPECIAL:
                 raise InvalidRequest(f"role {message['role']!r} is unknown to the template", "messages")
             text += f"{name}{message['content']}<|end|>"
+        if template is not None:
+            text = f"{template}{text}"
+        for key, value in variables.items():
+            text = f"[{key}={value}]{text}"
         return text + ("<|assistant|>" if add_generation_prompt else "")
 
 

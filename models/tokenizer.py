@@ -144,12 +144,23 @@ class HuggingFaceTokenizer:
         return token in self._special_ids
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **variables: Any,
     ) -> str:
-        """The prompt text of a conversation. variables: passed to the template (`tools`, `documents`, ...).
+        """The prompt text of a conversation. variables: passed to the template (`tools`, `documents`, ...). template:
+        used instead of the model's.
 
         Raises InvalidRequest(param="messages") with the template's own message, or when there is no template.
         """
+        if template is not None:
+            from models.chat_template import ChatTemplate
+
+            once = ChatTemplate(template, self._special_tokens)
+            return once.render(messages, add_generation_prompt=add_generation_prompt, **variables)
         if self._template_text is None:
             raise InvalidRequest(
                 "the model has no chat template; start the server with --chat-template, or use /v1/completions",

@@ -54,6 +54,7 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     finished: float | None = None
     exhausted: BudgetUnit | None = None
+    admitted: float | None = None  # when the engine first scheduled something of the request
     last_pass: int = -1
 
     @property

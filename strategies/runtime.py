@@ -6,31 +6,31 @@ the runtime finds out by itself what it has already computed.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from strategies.budget import Meter
 from strategies.text import Tokenizer
 
+if TYPE_CHECKING:
+    from strategies.sampling.transform import Transform
+
 FinishReason = Literal["stop", "length"]
+LogprobsMode = Literal["raw", "processed"]
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """One row of the sampling pipeline; every default switches its transform off.
+    """The sampling pipeline of one sequence.
 
-    temperature: 0 is greedy (lowest id among equals). top_k: 0 is off. top_p in (0, 1]. min_p in [0, 1].
-    repetition_penalty > 0 counts prompt and output (Keskar et al. 2019, CTRL); presence and frequency penalties count
-    output only (OpenAI's definition). logit_bias is added to the logits of the given ids.
+    temperature: 0 is greedy (lowest id among equals). transforms: configured stages, at most one of a kind; they run
+    in the default order (`strategies.sampling.transform.Stage`), but that those named in `order` take one another's
+    places. See `strategies.sampling.standard.sampling` for the usual fields.
     """
 
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    transforms: tuple["Transform", ...] = ()
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class StopConditions:
 
     max_tokens: None means up to the context limit; 0 generates nothing (scoring of the prompt only).
     min_tokens: below it, end-of-sequence ids and `stop_token_ids` are masked and stop strings do not count.
-    stop: strings, excluded from the text. stop_token_ids: ids, excluded from the text, in addition to the model's
-    end-of-sequence ids, which `ignore_eos` switches off.
+    stop: strings, excluded from the text unless include_stop. stop_token_ids: ids, excluded from the text unless
+    include_stop, in addition to the model's end-of-sequence ids, which `ignore_eos` switches off.
     """
 
     max_tokens: int | None = None
@@ -48,6 +48,7 @@ class StopConditions:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    include_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,13 @@ class Generation:
 
     seed and branch key the counter-based noise: equal (seed, branch, prompt length) gives equal noise, whatever else
     runs. `branch` is the choice index, then, for searches, the path in the tree.
-    logprobs: None is off, 0 is the chosen token only, N adds the N most likely. They are raw model log-probabilities
-    (before the pipeline). prompt_logprobs likewise for the prompt's own tokens (which then are all computed, no cache).
+    logprobs: None is off, 0 is the chosen token only, N adds the N most likely. logprobs_mode: "raw" are the model's
+    own (before the pipeline), "processed" those of the distribution the token was drawn from. prompt_logprobs: raw ones
+    of the prompt's own tokens (which then are all computed, no cache).
+    priority: smaller ones are admitted first; among equals the earlier. cache_salt: prompts share cached prefixes only
+    with prompts of an equal salt. skip_special_tokens: whether special tokens have no text in the answer, but for
+    visible_special_tokens. pooling: the mean or the last of the prompt's hidden states is wanted (after the final
+    norm); mean computes them all, no cache.
     """
 
     prompt: Sequence[int]
@@ -68,15 +74,25 @@ class Generation:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     meter: Meter = field(default_factory=Meter)
+    logprobs_mode: LogprobsMode = "raw"
+    priority: int = 0
+    cache_salt: str = ""
+    skip_special_tokens: bool = True
+    visible_special_tokens: frozenset[int] = frozenset()
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token, its log-probability, and the most likely tokens, best first (the same float where they coincide)."""
+    """A token, its log-probability, and the most likely tokens, best first (the same float where they coincide).
+
+    rank: of the token, 1 is the most likely; known for prompt tokens only, else 0.
+    """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(slots=True)
@@ -89,6 +105,7 @@ class Delta:
     prompt_logprobs: in the first delta only, when asked for; its first entry is None.
     finish_reason: on the last delta. stop_reason: the stop string or stop id that matched (None for end of sequence),
     or "budget:<unit>". stop_token: the last id in `tokens` ended the sequence and has no text.
+    embedding: in the first delta only, when pooling was asked for; float32 [hidden_size].
     """
 
     text: str = ""
@@ -98,6 +115,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     stop_token: bool = False
+    embedding: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +148,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeStatus:
-    """A snapshot for health checks and metrics. kv_slots_used counts running sequences and the prefix cache."""
+    """A snapshot for health checks and metrics.
+
+    kv_slots_used counts running sequences and the prefix cache; kv_slots_cached is what of it could be evicted. The
+    last six are totals since the start, in tokens but for preemptions: prefix_cache_queries looked up,
+    prefix_cache_hits found, prompt_tokens admitted, generation_tokens sampled, iteration_tokens computed.
+    """
 
     state: Literal["loading", "ready", "draining", "dead"]
     detail: str
@@ -140,6 +163,12 @@ class RuntimeStatus:
     kv_slots_used: int
     kv_slots_cached: int
     steps: int
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    iteration_tokens: int = 0
 
 
 class GenerationStream(Protocol):

@@ -34,10 +34,20 @@ class Tokenizer(Protocol):
 
     def is_special(self, token: int) -> bool: ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template in use, or None."""
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **variables: Any,
     ) -> str:
-        """The prompt text of a conversation. Raises InvalidRequest("messages") with the template's own message."""
+        """The prompt text of a conversation, by `template` or the one in use. Raises InvalidRequest("messages") with
+        the template's own message."""
 
 
 class TextAssembler:
@@ -48,7 +58,8 @@ class TextAssembler:
     came one by one.
     """
 
-    def __init__(self, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+    def __init__(self, stop: Sequence[str] = (), min_tokens: int = 0, *, include_stop: bool = False) -> None:
+        self._include_stop = include_stop
         self._stop = tuple(stop)
         self._longest = max((len(s) for s in self._stop), default=0)
         self._min_tokens = min_tokens
@@ -61,7 +72,7 @@ class TextAssembler:
 
     def push(self, data: bytes) -> str:
         """Adds one token's bytes and returns the text that is now final; sets `stopped` when a stop string is complete
-        (the text then ends before it)."""
+        (the text then ends before it, or with it if `include_stop`)."""
         before = len(self.text)
         self.text += self._decoder.decode(data)
         self.tokens += 1
@@ -72,8 +83,8 @@ class TextAssembler:
         found = self._find(max(self._floor, before))
         if found is not None:
             start, self.stopped = found
-            self.text = self.text[:start]
-            return self._release(start)
+            self.text = self.text[: start + len(self.stopped) if self._include_stop else start]
+            return self._release(len(self.text))
         return self._release(len(self.text) - self._held())
 
     @property

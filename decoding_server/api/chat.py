@@ -1,31 +1,29 @@
 """POST /v1/chat/completions."""
 
-import time
 import uuid
-from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from decoding_server.api.endpoint import documented, read_request, service_of, tokenize
+from decoding_server.chat_writer import ChatWriter
 from decoding_server.errors import InvalidField
-from decoding_server.logprobs import chat_entries
-from decoding_server.protocol.chat import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    ChatDelta,
-    ChatLogprobs,
-)
-from decoding_server.running import Answer, Prompt, RunningRequest
+from decoding_server.observability import observer_of
+from decoding_server.protocol.chat import ChatCompletion, ChatCompletionRequest
+from decoding_server.running import Prompt
 from decoding_server.service import Scoring, Service, token_limit_param
 from decoding_server.streaming import EventStream, unless_disconnected
-from strategies.runtime import Delta, TokenLogprob
+from decoding_server.structure import structure_of
+from decoding_server.tools.choice import ToolPlan, plan_tools
+from decoding_server.tools.messages import messages_for_template
+from strategies.text import Tokenizer
 
 router = APIRouter()
+
+TEMPLATE_VARIABLES = frozenset({"messages", "add_generation_prompt", "template", "tools", "documents"})
+"""What a request may not set through `chat_template_kwargs`."""
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=documented(ChatCompletionRequest))
@@ -34,11 +32,19 @@ async def create_chat_completion(request: Request) -> Response:
     service = service_of(request)
     chat, warnings = await read_request(request, ChatCompletionRequest)
     model = service.model_name(chat.model)
-    _check(chat)
-    prompt = await _prompt(service, chat)
-    scoring = Scoring((chat.top_logprobs or 0) if chat.logprobs else None)
-    running = service.submit(chat, [prompt], scoring, prompt_field="messages")
-    writer = ChatWriter(service, chat, running, model, warnings)
+    _check(chat, service)
+    tools = plan_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls, service.tool_format)
+    prompt = await chat_prompt(service, chat, tools)
+    running = service.submit(
+        chat,
+        [prompt],
+        Scoring((chat.top_logprobs or 0) if chat.logprobs else None, chat.prompt_logprobs),
+        prompt_field="messages",
+        observer=observer_of(request),
+        structure=await structure_of(service, chat, tools),
+        visible_special_tokens=service.tool_markers if tools.parser_format is not None else frozenset(),
+    )
+    writer = ChatWriter(service, chat, running, model=model, warnings=warnings, tools=tools)
     if chat.stream:
         return EventStream(writer.chunks(), running.cancel, service.config.sse_keep_alive)
     try:
@@ -48,113 +54,48 @@ async def create_chat_completion(request: Request) -> Response:
     return Response(status_code=499) if answers is None else JSONResponse(writer.response(answers))
 
 
-def _check(chat: ChatCompletionRequest) -> None:
+def _check(chat: ChatCompletionRequest, service: Service) -> None:
     if chat.top_logprobs is not None and not chat.logprobs:
         raise InvalidField("'top_logprobs' is only allowed when logprobs is true.", "top_logprobs")
+    if (chat.top_logprobs or 0) > service.config.max_logprobs:
+        raise InvalidField(f"'top_logprobs' must be at most {service.config.max_logprobs}.", "top_logprobs")
     if chat.token_limit == 0:
         name = token_limit_param(chat)
         raise InvalidField(f"'{name}' must be at least 1.", name)
+    if chat.chat_template is not None and not service.config.trust_request_chat_template:
+        message = "'chat_template' is not allowed by this server (--trust-request-chat-template)."
+        raise InvalidField(message, "chat_template", "unsupported_parameter")
+    for name in chat.chat_template_kwargs or ():
+        if name in TEMPLATE_VARIABLES:
+            message = f"'chat_template_kwargs' must not hold {name!r}, which the server sets."
+            raise InvalidField(message, f"chat_template_kwargs.{name}")
 
 
-async def _prompt(service: Service, chat: ChatCompletionRequest) -> Prompt:
-    """The rendered conversation. No special tokens are added: the template writes its own."""
+async def chat_prompt(service: Service, chat: ChatCompletionRequest, tools: ToolPlan) -> Prompt:
+    """The rendered conversation. No special tokens are added unless asked for: the template writes its own."""
     tokenizer = service.runtime.tokenizer
-    text = tokenizer.render_chat([message.for_template() for message in chat.messages])
-    tokens = await tokenize(tokenizer, text, add_special_tokens=False)
+    messages = messages_for_template([message.for_template() for message in chat.messages])
+    variables: dict[str, Any] = {**(chat.chat_template_kwargs or {}), "template": chat.chat_template}
+    if tools.template_tools is not None:
+        variables["tools"] = tools.template_tools
+    if chat.continue_final_message:
+        text = _unfinished(tokenizer, messages, variables)
+    else:
+        begin = chat.add_generation_prompt is not False
+        text = tokenizer.render_chat(messages, add_generation_prompt=begin, **variables)
+    tokens = await tokenize(tokenizer, text, add_special_tokens=bool(chat.add_special_tokens))
+    tokens = service.truncated(chat, tokens)
     if not tokens:
         raise InvalidField("The chat template makes an empty prompt of these messages.", "messages")
     return Prompt(tokens, text)
 
 
-class ChatWriter:
-    """Writes one request's response, whole or in chunks."""
-
-    def __init__(
-        self, service: Service, chat: ChatCompletionRequest, running: RunningRequest, model: str, warnings: list[str]
-    ) -> None:
-        self.tokenizer = service.runtime.tokenizer
-        self.chat = chat
-        self.running = running
-        self.model = model
-        self.warnings = warnings
-        self.fingerprint = service.runtime.info.fingerprint
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-
-    def _logprobs(self, entries: list[TokenLogprob]) -> ChatLogprobs:
-        return {"content": chat_entries(self.tokenizer, entries, self.chat.top_logprobs or 0), "refusal": None}
-
-    def response(self, answers: list[Answer]) -> ChatCompletion:
-        response: ChatCompletion = {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
-            "usage": self.running.usage(),
-        }
-        if self.warnings:
-            response["warnings"] = self.warnings
-        return response
-
-    def _choice(self, index: int, answer: Answer) -> ChatChoice:
-        """The end-of-sequence token is no content, so it has no entry among the content's log-probabilities."""
-        entries = answer.logprobs[:-1] if answer.ends_with_stop_token else answer.logprobs
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": self._logprobs(entries) if self.chat.logprobs else None,
-            "finish_reason": answer.finish_reason,
-            "stop_reason": answer.stop_reason,
-        }
-
-    async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
-        """Per choice a chunk with the role, chunks with content, one with the finish reason; last usage, if asked."""
-        begun: set[int] = set()
-        warnings = self.warnings
-        async for index, delta in self.running.deltas():
-            choices: list[ChatChunkChoice] = []
-            if index not in begun:
-                begun.add(index)
-                choices.append(_chunk_choice(index, {"role": "assistant", "content": ""}))
-            entries = _content_entries(delta) if self.chat.logprobs else []
-            if delta.text or entries:
-                content = _chunk_choice(index, {"content": delta.text})
-                content["logprobs"] = self._logprobs(entries) if entries else None
-                choices.append(content)
-            if delta.finish_reason is not None:
-                last = _chunk_choice(index, {})
-                last["finish_reason"] = delta.finish_reason
-                last["stop_reason"] = delta.stop_reason
-                choices.append(last)
-            for choice in choices:
-                chunk = self._chunk([choice])
-                if self.chat.include_usage:
-                    chunk["usage"] = self.running.token_counts() if self.chat.continuous_usage else None
-                if warnings:
-                    chunk["warnings"], warnings = warnings, []
-                yield chunk
-        if self.chat.include_usage:
-            usage = self._chunk([])
-            usage["usage"] = self.running.usage()
-            yield usage
-
-    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
-        return {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-        }
-
-
-def _content_entries(delta: Delta) -> list[TokenLogprob]:
-    entries = delta.logprobs or []
-    return entries[:-1] if delta.stop_token else entries
-
-
-def _chunk_choice(index: int, delta: ChatDelta) -> ChatChunkChoice:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+def _unfinished(tokenizer: Tokenizer, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    """The conversation up to the end of its last message, without what the template writes after it."""
+    marker = f"\u2063{uuid.uuid4().hex}\u2063"
+    last = {**messages[-1], "content": messages[-1]["content"] + marker}
+    text = tokenizer.render_chat([*messages[:-1], last], add_generation_prompt=False, **variables)
+    end = text.rfind(marker)
+    if end < 0:
+        raise InvalidField("The chat template drops the end of the last message.", "continue_final_message")
+    return text[:end]

@@ -25,13 +25,15 @@ def _model(service: Service, name: str) -> Model:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> ModelList:
-    """The served names, the default one first."""
+    """The served names, the default one first, then that one with each preset."""
     service = service_of(request)
-    return {"object": "list", "data": [_model(service, name) for name in service.served_names]}
+    return {"object": "list", "data": [_model(service, name) for name in service.listed_names]}
 
 
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(request: Request, model: str) -> Model:
-    """One served name; names may contain slashes."""
+    """One served name, alone or with a preset; names may contain slashes."""
     service = service_of(request)
-    return _model(service, service.model_name(model))
+    if model not in service.listed_names:
+        raise service.no_such_model(model)
+    return _model(service, model)

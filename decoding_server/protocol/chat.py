@@ -5,10 +5,13 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from decoding_server.protocol.generation import GenerationRequest, invalid
+from decoding_server.protocol.completions import PromptLogprob
+from decoding_server.protocol.decoding import ResolvedDecoding
+from decoding_server.protocol.generation import GenerationRequest
+from decoding_server.protocol.sampling import invalid
 from decoding_server.protocol.usage import Usage
+from decoding_server.tools.protocol import AssistantToolCall, ToolCall, ToolCallDelta, ToolFields, check_tool_turn
 
-MAX_TOP_LOGPROBS = 20
 PART_SEPARATOR = "\n"
 """Between the text parts of one message, which templates take as one string."""
 
@@ -55,24 +58,30 @@ class ChatMessage(BaseModel):
     content: Annotated[str | None, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)] = None
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[AssistantToolCall] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_text(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            for key in ("tool_calls", "function_call", "audio"):
+            for key in ("function_call", "audio"):
                 if value.get(key):
                     raise invalid("is not supported", key)
         return value
 
     @model_validator(mode="after")
-    def _has_content(self) -> "ChatMessage":
-        if self.content is None:
-            raise invalid("is missing", "content")
+    def _fits_its_role(self) -> "ChatMessage":
+        check_tool_turn(self.role, self.content, self.tool_calls, self.tool_call_id)
         return self
 
-    def for_template(self) -> dict[str, str]:
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
+    def for_template(self) -> dict[str, Any]:
+        """The message as `messages_for_template` takes it."""
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.content or "",
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         for key in ("name", "tool_call_id"):
             value = getattr(self, key)
             if value is not None:
@@ -80,12 +89,22 @@ class ChatMessage(BaseModel):
         return message
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(GenerationRequest, ToolFields):
     """A conversation to answer. `logprobs` is a switch here and `top_logprobs` the number of alternatives."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    add_generation_prompt: bool | None = Field(None, description="Default true, except with continue_final_message.")
+    continue_final_message: bool | None = Field(None, description="The answer goes on where the last message ends.")
+    chat_template: str | None = Field(None, description="Instead of the model's own; the operator must allow it.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
+
+    @model_validator(mode="after")
+    def _continues_or_begins(self) -> "ChatCompletionRequest":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid("can't be combined with add_generation_prompt", "continue_final_message")
+        return self
 
 
 class TopLogprob(TypedDict):
@@ -106,17 +125,21 @@ class ChatLogprobs(TypedDict):
 
 
 class AssistantMessage(TypedDict):
+    """content is null only in an answer that is nothing but tool calls."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -127,20 +150,25 @@ class ChatCompletion(TypedDict):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    decoding: ResolvedDecoding
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None] | None]
+    prompt_token_ids: NotRequired[list[int]]
     warnings: NotRequired[list[str]]
 
 
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: NotRequired[str | int | None]
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletionChunk(TypedDict):
@@ -151,4 +179,6 @@ class ChatCompletionChunk(TypedDict):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
+    decoding: NotRequired[ResolvedDecoding]
+    prompt_token_ids: NotRequired[list[int]]
     warnings: NotRequired[list[str]]

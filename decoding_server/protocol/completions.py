@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from decoding_server.protocol.generation import GenerationRequest, invalid
+from decoding_server.protocol.decoding import ResolvedDecoding
+from decoding_server.protocol.generation import GenerationRequest
+from decoding_server.protocol.sampling import invalid
 from decoding_server.protocol.usage import Usage
 
-MAX_LOGPROBS = 20
 DEFAULT_MAX_TOKENS = 16
 
 
@@ -47,9 +48,25 @@ class CompletionRequest(GenerationRequest):
     """Text or token ids to continue. `logprobs` is a number here: 0 means the chosen token's own value."""
 
     prompt: Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the value of n is supported.")
+    best_of: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Generates so many and returns the n with the highest mean log-probability."
+    )
+    suffix: str | None = Field(None, description="Text after the completion, for models with fill-in-the-middle.")
+
+    @property
+    def candidates(self) -> int:
+        """Sequences to generate for each prompt."""
+        return self.best_of or self.choices_per_prompt
+
+    @model_validator(mode="after")
+    def _best_of_is_at_least_n(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < self.choices_per_prompt:
+            raise invalid("must not be less than n", "best_of")
+        if self.best_of is not None and self.stream and self.best_of > self.choices_per_prompt:
+            raise invalid("can't be greater than n with stream", "best_of")
+        return self
 
 
 class CompletionLogprobs(TypedDict):
@@ -61,12 +78,23 @@ class CompletionLogprobs(TypedDict):
     text_offset: list[int]
 
 
+class PromptLogprob(TypedDict):
+    """vLLM's shape of one candidate for a prompt token; rank 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
 class CompletionChoice(TypedDict):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None] | None]
+    prompt_token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[list[int]]
 
 
 class Completion(TypedDict):
@@ -79,4 +107,5 @@ class Completion(TypedDict):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
+    decoding: NotRequired[ResolvedDecoding]
     warnings: NotRequired[list[str]]

@@ -3,17 +3,13 @@
 Every field may be null, which means its default. Booleans are not numbers, numbers are not strings.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
-
-
-def invalid(message: str, field: str = "") -> PydanticCustomError:
-    """A validator's way of refusing a value. `field` names the culprit when the validator looks at a whole object."""
-    return PydanticCustomError("value", "{message}", {"message": message, "field": field})
+from decoding_server.protocol.decoding import DecodingOptions
+from decoding_server.protocol.sampling import SamplingFields, invalid
+from decoding_server.protocol.structure import ResponseFormat, StructuredOutputs
 
 
 def _stop_strings(value: Any) -> list[str]:
@@ -23,21 +19,6 @@ def _stop_strings(value: Any) -> list[str]:
     if "" in strings:
         raise invalid("an empty string can't be a stop string")
     return strings
-
-
-def _logit_bias(value: Any) -> dict[int, float]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise invalid("must be an object of token ids and biases")
-    biases: dict[int, float] = {}
-    for token, bias in value.items():
-        if not (token.isascii() and token.isdecimal() and len(token) < 12):
-            raise invalid(f"{token!r} is not a token id")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
-            raise invalid(f"the bias of token {token} must be a number from -100 to 100")
-        biases[int(token)] = float(bias)
-    return biases
 
 
 class StreamOptions(BaseModel):
@@ -50,30 +31,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class BudgetOptions(BaseModel):
-    """Limits of one request over all its choices; at the limit the best answer so far is returned.
-
-    forward_tokens and flops count what the model computes (prompt tokens from the prefix cache are free),
-    output_tokens what it generates, seconds the wall time since submission.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    forward_tokens: Annotated[int, Field(gt=0, le=2**63)] | None = None
-    output_tokens: Annotated[int, Field(gt=0, le=2**63)] | None = None
-    flops: Annotated[float, Field(gt=0)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-
-
-class DecodingOptions(BaseModel):
-    """How the answer is decoded. This object is strict: a key that can't be honoured is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    budget: BudgetOptions | None = None
-
-
-class GenerationRequest(BaseModel):
+class GenerationRequest(SamplingFields):
     """Fields of a request that generates text, whichever endpoint it is for."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -83,7 +41,6 @@ class GenerationRequest(BaseModel):
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="Wins over max_tokens."
     )
-    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -96,32 +53,50 @@ class GenerationRequest(BaseModel):
     ] = Field(default_factory=list, description="Strings at which the text ends; they are not part of it.")
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     ignore_eos: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="-1, 0 and null switch it off.")
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[
-        dict[int, float],
-        PlainValidator(_logit_bias),
-        WithJsonSchema({"type": ["object", "null"], "additionalProperties": {"type": "number"}}),
-    ] = Field(default_factory=dict, description="Token id (as a string) to a bias from -100 to 100.")
-    seed: Annotated[int, Field(ge=INT64_MIN, le=UINT64_MAX)] | None = None
+    include_stop_str_in_output: bool | None = None
+    logprobs_mode: Literal["raw", "processed"] | None = Field(
+        None, description="raw: the model's own values; processed: those of the distribution that was drawn from."
+    )
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = Field(None, description="Not with stream.")
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = Field(None, description="Smaller ones go first.")
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Cached prefixes are shared only among requests with the same salt."
+    )
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+        None, description="Longest prompt in tokens; -1: what the context leaves besides max_tokens."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(None, description="Where tokens are cut; default left.")
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = Field(None, description="Tokens in logprobs read 'token_id:ID'.")
+    add_special_tokens: bool | None = None
+    skip_special_tokens: bool | None = Field(None, description="Default true.")
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/+=@-]{1,128}$")] | None = Field(
+        None, description="Becomes the end of the answer's id."
+    )
+    t_max_predict_ms: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Time limit; the same as decoding.budget.seconds."
+    )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     decoding: DecodingOptions | None = None
-
-    @field_validator("decoding", mode="before")
-    @classmethod
-    def _decoding_is_an_object(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise invalid("strategies by name are not supported; the only key supported is 'budget'")
-        return value
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             raise invalid("is only allowed when stream is true", "stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _one_structure(self) -> "GenerationRequest":
+        formatted = self.response_format is not None and self.response_format.type != "text"
+        if formatted and self.structured_outputs is not None:
+            raise invalid("can't be combined with response_format", "structured_outputs")
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_do_not_stream(self) -> "GenerationRequest":
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid("is not available with stream", "prompt_logprobs")
         return self
 
     @property

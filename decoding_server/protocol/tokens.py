@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from decoding_server.protocol.chat import ChatMessage
-from decoding_server.protocol.generation import invalid
+from decoding_server.protocol.sampling import invalid
 
 
 class TokenizeRequest(BaseModel):

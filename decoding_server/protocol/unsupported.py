@@ -18,11 +18,21 @@ from decoding_server.protocol.completions import CompletionRequest
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Accepted on the generating endpoints, without effect: they label a request for OpenAI's own bookkeeping."""
 
+OLD_STRUCTURE_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+}
+"""vLLM's names of old for what `structured_outputs` does; to ignore them would return unconstrained text."""
+
 NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
     CompletionRequest: {
-        "suffix": ("",),
         "store": (False,),
         "service_tier": ("auto", "default"),
+        **OLD_STRUCTURE_FIELDS,
     },
     ChatCompletionRequest: {
         "audio": (),
@@ -30,15 +40,11 @@ NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True, False),
         "prediction": (),
         "prompt_cache_options": (),
         "reasoning_effort": (),
-        "response_format": ({"type": "text"},),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
         # Fields of the completions endpoint; a client that sends them here expects them to work.
@@ -46,12 +52,12 @@ NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "prompt": (),
         "suffix": ("",),
+        **OLD_STRUCTURE_FIELDS,
     },
 }
 """OpenAI's fields that are not honoured, and the values with which they ask for nothing."""
 
 MESSAGE_FIELDS = frozenset(ChatMessage.model_fields) | {
-    "tool_calls",
     "function_call",
     "audio",
     "refusal",

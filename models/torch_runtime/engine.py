@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import ModelInfo, TokenLogprob
-from strategies.sampling.pipeline import Pipeline, faulty_rows, sample
+from strategies.sampling.pipeline import faulty_rows, process, sample
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,6 @@ class Engine:
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_cache=prefix_cache,
         )
-        self.pipeline = Pipeline()
         self.steps = 0
         self._draw = draw
 
@@ -80,6 +79,10 @@ class Engine:
         scored = [i for i, work in enumerate(works) if work.sequence.wants_prompt_logits]
         for i in scored:
             self._score_prompt(works[i], hidden[batch.starts[i] : batch.starts[i] + works[i].count])
+        for i, work in enumerate(works):
+            if work.sequence.wants_hidden:
+                end = min(work.count, work.sequence.num_prompt - work.start)
+                work.sequence.add_hidden(work.start, hidden[batch.starts[i] : batch.starts[i] + end])
         sampling = [i for i, work in enumerate(works) if work.sample]
         ends = [batch.starts[i] + works[i].count - 1 for i in sampling]
         sampled = self._sample([works[i].sequence for i in sampling], hidden, ends) if sampling else []
@@ -94,18 +97,27 @@ class Engine:
     def _sample(self, sequences: Sequence[TokenSequence], hidden: Tensor, ends: Sequence[int]) -> list[Sampled]:
         """Draws one token per sequence from the hidden states at rows `ends`; one device-to-host copy."""
         logits = self.model.logits(hidden if len(ends) == len(hidden) else hidden[ends])
-        wanted = [i for i, sequence in enumerate(sequences) if sequence.generation.logprobs is not None]
-        raw = logits[wanted].log_softmax(-1) if wanted else None
+        wanted = {
+            mode: [
+                i
+                for i, sequence in enumerate(sequences)
+                if sequence.generation.logprobs is not None and sequence.generation.logprobs_mode == mode
+            ]
+            for mode in ("raw", "processed")
+        }
+        scored = [(wanted["raw"], logits[wanted["raw"]].log_softmax(-1))] if wanted["raw"] else []
         rows = [sequence.row for sequence in sequences]
-        logits = self.pipeline.process(logits, rows)
+        logits = process(logits, rows)
+        if wanted["processed"]:
+            scored.append((wanted["processed"], logits[wanted["processed"]].log_softmax(-1)))
         faulty = faulty_rows(logits)
         tokens = sample(logits, rows, [sequence.length for sequence in sequences], self._draw)
         host_tokens, host_faulty = torch.stack([tokens, faulty.to(tokens.dtype)]).tolist()
         logprobs: dict[int, TokenLogprob] = {}
-        if raw is not None:
-            counts = [sequences[i].generation.logprobs or 0 for i in wanted]
-            entries = token_logprobs(raw, [host_tokens[i] for i in wanted], counts)
-            logprobs = dict(zip(wanted, entries, strict=True))
+        for members, values in scored:
+            counts = [sequences[i].generation.logprobs or 0 for i in members]
+            entries = token_logprobs(values, [host_tokens[i] for i in members], counts)
+            logprobs |= zip(members, entries, strict=True)
         return [
             Sampled(token, bool(bad), logprobs.get(i))
             for i, (token, bad) in enumerate(zip(host_tokens, host_faulty, strict=True))
@@ -120,8 +132,10 @@ class Engine:
             return
         raw = self.model.logits(hidden[: len(targets)]).log_softmax(-1)
         count = sequence.generation.prompt_logprobs or 0
+        chosen = raw.gather(-1, torch.tensor(targets, device=raw.device)[:, None])
+        ranks = (raw > chosen).sum(-1).tolist()
         for i, entry in enumerate(token_logprobs(raw, targets, [count] * len(targets))):
-            sequence.add_prompt_logprob(work.start + 1 + i, entry)
+            sequence.add_prompt_logprob(work.start + 1 + i, replace(entry, rank=ranks[i] + 1))
 
     def _commit(self, works: Sequence[Work], sampled: dict[int, Sampled]) -> None:
         """Appends tokens, emits deltas, ends sequences. A fault ends its own request only."""

@@ -1,6 +1,7 @@
 """The prefix cache: a radix tree over token ids whose nodes own KV slots.
 
-Token granularity: two prompts share exactly their common prefix. A node is referenced while a running sequence reads
+Token granularity: two prompts share exactly their common prefix, if they have the same salt (a tenant's secret, by
+default empty): each salt has a tree of its own. A node is referenced while a running sequence reads
 its slots; the least recently used leaves that nobody references are evicted when slots run out.
 """
 
@@ -29,6 +30,10 @@ class Node:
         self.last_used = 0
 
 
+def _root() -> Node:
+    return Node(np.empty(0, np.int32), np.empty(0, np.int64), None)
+
+
 def common_prefix(a: Tokens, b: Tokens) -> int:
     """Length of the longest common prefix of two token arrays."""
     length = min(len(a), len(b))
@@ -42,19 +47,21 @@ class PrefixCache:
 
     def __init__(self, pool: SlotPool) -> None:
         self._pool = pool
-        self._root = Node(np.empty(0, np.int32), np.empty(0, np.int64), None)
+        self._roots = {"": _root()}
         self._clock = 0
         self.size = 0
         self.evictable = 0
 
     @property
     def root(self) -> Node:
-        return self._root
+        """The root of the unsalted tree."""
+        return self._roots[""]
 
-    def match(self, tokens: Tokens) -> tuple[Node, Slots]:
+    def match(self, tokens: Tokens, salt: str = "") -> tuple[Node, Slots]:
         """The longest cached prefix of `tokens`: the node it ends at (split there if need be), and its slots."""
         self._clock += 1
-        node, found, slots = self._root, 0, [self._root.slots]
+        root = self._roots.setdefault(salt, _root()) if salt else self.root
+        node, found, slots = root, 0, [root.slots]
         while found < len(tokens):
             child = node.children.get(int(tokens[found]))
             if child is None:
@@ -69,12 +76,12 @@ class PrefixCache:
                 break
         return node, np.concatenate(slots)
 
-    def insert(self, tokens: Tokens, slots: Slots) -> tuple[Node, int]:
+    def insert(self, tokens: Tokens, slots: Slots, salt: str = "") -> tuple[Node, int]:
         """Adds a computed prefix. Returns its end node and how many leading tokens the tree had already.
 
         The tree takes over slots[known:]; the caller keeps owning slots[:known], which duplicate the tree's.
         """
-        node, cached = self.match(tokens)
+        node, cached = self.match(tokens, salt)
         known = len(cached)
         if known < len(tokens):
             leaf = Node(tokens[known:].copy(), slots[known:].copy(), node)
@@ -118,15 +125,16 @@ class PrefixCache:
             parent = leaf.parent
             assert parent is not None
             del parent.children[int(leaf.tokens[0])]
-            if parent is not self._root and not parent.children and not parent.references:
+            if parent.parent is not None and not parent.children and not parent.references:
                 heapq.heappush(leaves, (parent.last_used, id(parent), parent))
         self.size -= freed
         self.evictable -= freed
+        self._roots = {salt: root for salt, root in self._roots.items() if root.children or not salt}
         return freed
 
     def slots_held(self) -> Slots:
         """All slots the tree owns, for invariant checks."""
-        return np.concatenate([self._root.slots, *(node.slots for node in self._walk())])
+        return np.concatenate([self.root.slots, *(node.slots for node in self._walk())])
 
     def _split(self, node: Node, length: int) -> Node:
         """Cuts `node` after `length` tokens and returns the upper part; references and locks stay valid."""
@@ -140,13 +148,12 @@ class PrefixCache:
         return upper
 
     def _path(self, node: Node) -> Iterator[Node]:
-        current: Node | None = node
-        while current is not None and current is not self._root:
-            yield current
-            current = current.parent
+        while node.parent is not None:
+            yield node
+            node = node.parent
 
     def _walk(self) -> Iterator[Node]:
-        stack = list(self._root.children.values())
+        stack = [child for root in self._roots.values() for child in root.children.values()]
         while stack:
             node = stack.pop()
             yield node

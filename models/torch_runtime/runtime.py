@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.sequence import Sequence as TokenSequence
@@ -149,8 +150,9 @@ class TorchRuntime:
             waiting=len(scheduler.waiting) + len(self._incoming),
             kv_slots=pool.num_slots,
             kv_slots_used=pool.num_slots - pool.num_free,
-            kv_slots_cached=scheduler.cache.size,
+            kv_slots_cached=scheduler.cache.evictable,
             steps=self._engine.steps,
+            **asdict(scheduler.totals),
         )
 
     def drain(self) -> None:
@@ -190,8 +192,9 @@ class TorchRuntime:
         size = self._info.vocab_size
         if any(not 0 <= token < size for token in generation.prompt):
             raise InvalidRequest(f"the prompt holds a token id outside the vocabulary of {size}", "prompt")
-        if any(not 0 <= token < size for token in generation.sampling.logit_bias):
-            raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", "logit_bias")
+        for transform in generation.sampling.transforms:
+            if any(not 0 <= token < size for token in transform.token_ids()):
+                raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", transform.name)
         if any(not 0 <= token < size for token in generation.stopping.stop_token_ids):
             raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", "stop_token_ids")
 

@@ -1,10 +1,12 @@
 """Decides what each engine step computes: admission, chunked prefill, decoding, KV pressure.
 
-First come, first served. Every decoding sequence gets its one token, prefill chunks share the rest of the step's token
-budget. When slots run out the prefix cache is evicted first, then the youngest sequence is preempted: its slots
-are given up and it is recomputed later, with the same output, since its tokens and its noise stay the same.
+Smaller priorities first, then first come, first served. Every decoding sequence gets its one token, prefill chunks
+share the rest of the step's token budget. When slots run out the prefix cache is evicted first, then the youngest
+sequence is preempted: its slots are given up and it is recomputed later, with the same output, since its tokens and
+its noise stay the same.
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -19,6 +21,18 @@ SHARE_AT_LEAST = 16
 """A waiting sequence is held back while a running one prefills at least this many tokens that it could then reuse."""
 EVICTION_BATCH = 256
 """Slots evicted at a time at least, so that the walk over the cache's leaves is not paid at every step."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters since the start, for metrics; see `RuntimeStatus`."""
+
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    iteration_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ class Scheduler:
         self.cache = PrefixCache(pool)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.preemptions = 0
+        self.totals = Totals()
         self.recomputed_tokens = 0
         self._info = info
         self._max_num_seqs = max_num_seqs
@@ -52,7 +66,11 @@ class Scheduler:
         self._step = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queues a sequence: behind those of its priority, before those of larger ones."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].generation.priority > sequence.generation.priority:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def schedule(self) -> list[Work]:
         """The next step's work; empty when there is nothing to compute."""
@@ -109,8 +127,8 @@ class Scheduler:
         held: list[Sequence] = []
         while self.waiting and len(self.running) < self._max_num_seqs:
             sequence = self.waiting.popleft()
-            reusable = 0 if sequence.wants_prompt_logits or not self._use_cache else sequence.length - 1
-            node, slots = self.cache.match(sequence.tokens[:reusable])
+            reusable = 0 if sequence.computes_whole_prompt or not self._use_cache else sequence.length - 1
+            node, slots = self.cache.match(sequence.tokens[:reusable], sequence.generation.cache_salt)
             if self._better_shared_later(sequence, reusable, len(slots)):
                 held.append(sequence)
                 continue
@@ -121,6 +139,12 @@ class Scheduler:
                 self.waiting.appendleft(sequence)
                 break
             sequence.start(node, slots)
+            if sequence.meter.admitted is None:
+                sequence.meter.admitted = time.monotonic()
+            self.totals.prefix_cache_queries += reusable
+            self.totals.prefix_cache_hits += len(slots)
+            if not sequence.charged:
+                self.totals.prompt_tokens += sequence.num_prompt
             sequence.meter.spend.cached_tokens += max(0, len(slots) - sequence.charged)
             sequence.charged = max(sequence.charged, len(slots))
             self.running.append(sequence)
@@ -133,7 +157,8 @@ class Scheduler:
         tokens = sequence.tokens[:reusable]
         return any(
             other.computed < other.num_prompt
-            and not other.wants_prompt_logits
+            and not other.computes_whole_prompt
+            and other.generation.cache_salt == sequence.generation.cache_salt
             and common_prefix(other.tokens[: other.num_prompt], tokens) >= cached + SHARE_AT_LEAST
             for other in self.running
         )
@@ -164,7 +189,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.preemptions += 1
+        self.totals.preemptions += 1
         self.recomputed_tokens += sequence.computed - sequence.shared
         self._release(sequence)
         self.waiting.appendleft(sequence)
@@ -176,20 +201,23 @@ class Scheduler:
         sequence.meter.charge(tokens=fresh, flops=self._info.flops(fresh, end - fresh), step=self._step)
         sequence.charged = max(sequence.charged, end)
         sequence.extend(slots)
+        self.totals.iteration_tokens += count
         sample = end == sequence.length and sequence.length < sequence.max_length
         if sample:
+            self.totals.generation_tokens += 1
             sequence.meter.spend.output_tokens += 1
         return Work(sequence, start, count, slots, context, sample)
 
     def _publish(self, sequence: Sequence) -> None:
         """Hands what is computed to the prefix cache, and reads it from there from now on."""
         tokens, slots = sequence.tokens[: sequence.computed], sequence.slots
-        node, known = self.cache.insert(tokens, slots)
+        salt = sequence.generation.cache_salt
+        node, known = self.cache.insert(tokens, slots, salt)
         self.pool.free(slots[sequence.shared : known].copy())
         self.cache.lock(node)
         assert sequence.node is not None
         self.cache.unlock(sequence.node)
-        _, cached = self.cache.match(tokens)
+        _, cached = self.cache.match(tokens, salt)
         sequence.rebase(node, cached)
 
     def _release(self, sequence: Sequence) -> None:

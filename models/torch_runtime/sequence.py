@@ -4,6 +4,7 @@ from collections import deque
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from models.torch_runtime.kv_pool import Slots
 from models.torch_runtime.prefix_cache import Node, Tokens
@@ -45,18 +46,20 @@ class Sequence:
         self.node: Node | None = None
         self.charged = 0  # tokens paid for or cached; recomputing them after a preemption costs the request nothing
         self.cancelled = False
-        self.row = Row(generation, eos_token_ids)
+        self.row = Row(generation, eos_token_ids, tokenizer)
         self._tokenizer = tokenizer
         self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)
         self._stop_ids |= {token: token for token in stopping.stop_token_ids}
         specials = tokenizer.special_token_ids
         self._stop_ids |= {specials[text]: text for text in stopping.stop if text in specials}
-        self._text = TextAssembler(stopping.stop, stopping.min_tokens)
+        self._text = TextAssembler(stopping.stop, stopping.min_tokens, include_stop=stopping.include_stop)
         self._unreleased: deque[tuple[TokenLogprob, int, int]] = deque()
         self._prompt_logprobs: list[TokenLogprob | None] | None = None
         if generation.prompt_logprobs is not None:
             self._prompt_logprobs = [None]  # nothing precedes the first token
         self._pending_prompt_logprobs = self._prompt_logprobs is not None
+        self._pooled: Tensor | None = None  # sum of the hidden states of the first `_num_pooled` prompt tokens
+        self._num_pooled = 0
 
     @property
     def tokens(self) -> Tokens:
@@ -81,6 +84,26 @@ class Sequence:
     def wants_prompt_logits(self) -> bool:
         """Whether logits of the prompt's own positions are still missing."""
         return self._prompt_logprobs is not None and len(self._prompt_logprobs) < self.num_prompt
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether hidden states of the prompt are still missing."""
+        return self.generation.pooling is not None and self._num_pooled < self.num_prompt
+
+    @property
+    def computes_whole_prompt(self) -> bool:
+        """Whether a cached prefix would hide something that was asked for."""
+        return self.wants_prompt_logits or (self.generation.pooling == "mean" and self.wants_hidden)
+
+    def add_hidden(self, position: int, hidden: Tensor) -> None:
+        """Hidden states [n, hidden] of the prompt tokens from `position`; what recomputation repeats is dropped."""
+        fresh = hidden[max(0, self._num_pooled - position) :]
+        if self.generation.pooling == "last":
+            self._pooled, self._num_pooled = hidden[-1].float(), position + len(hidden)
+        elif len(fresh):
+            total = fresh.float().sum(0)
+            self._pooled = total if self._pooled is None else self._pooled + total
+            self._num_pooled += len(fresh)
 
     def start(self, node: Node, slots: Slots) -> None:
         """Begins (or begins again after a preemption) on a cached prefix, which the caller has locked."""
@@ -113,14 +136,18 @@ class Sequence:
         self.length += 1
         self.row.append(token)
         delta = self._delta(tokens=[token])
-        stopping = token in self._stop_ids and self.num_outputs > self.row.min_tokens
-        visible = not stopping and not self._tokenizer.is_special(token)
+        stopping = token in self._stop_ids and self.num_outputs > self.generation.stopping.min_tokens
+        if stopping:
+            visible = self.generation.stopping.include_stop
+        else:
+            hides = self.generation.skip_special_tokens and token not in self.generation.visible_special_tokens
+            visible = not (hides and self._tokenizer.is_special(token))
         start = len(self._text.text)
         delta.text = self._text.push(self._tokenizer.token_bytes(token) if visible else b"")
         if logprob is not None:
             self._unreleased.append((logprob, start, len(self._text.text) + self._text.unfinished))
         if stopping:
-            delta.stop_reason, delta.stop_token = self._stop_ids[token], True
+            delta.stop_reason, delta.stop_token = self._stop_ids[token], not visible
             self._end(delta, "stop")
         elif self._text.stopped is not None:
             delta.stop_reason = self._text.stopped
@@ -147,6 +174,9 @@ class Sequence:
         delta = Delta(tokens=tokens, logprobs=None if self.generation.logprobs is None else [])
         if self._pending_prompt_logprobs and not self.wants_prompt_logits:
             delta.prompt_logprobs, self._pending_prompt_logprobs = self._prompt_logprobs, False
+        if self._pooled is not None and not self.wants_hidden:
+            divisor = self.num_prompt if self.generation.pooling == "mean" else 1
+            delta.embedding, self._pooled = (self._pooled / divisor).tolist(), None
         return delta
 
     def _end(self, delta: Delta, reason: FinishReason) -> None:

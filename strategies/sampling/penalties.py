@@ -3,37 +3,36 @@
 All work on logits [R, V] in place, touching only the (row, token) pairs concerned.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from strategies.sampling.row import Row
+from strategies.sampling.transform import Stage, Transform, ban, scatter
+
+if TYPE_CHECKING:
+    from strategies.sampling.row import Row
 
 
-def _scatter(pairs: Iterable[tuple[int, int, float]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, token, value) triples as index tensors int64 [N], int64 [N] and values float32 [N]."""
-    listed = list(pairs)
-    rows = torch.tensor([p[0] for p in listed], dtype=torch.int64, device=device)
-    tokens = torch.tensor([p[1] for p in listed], dtype=torch.int64, device=device)
-    values = torch.tensor([p[2] for p in listed], dtype=torch.float32, device=device)
-    return rows, tokens, values
-
-
-class RepetitionPenalty:
+class RepetitionPenalty(Transform):
     """Divides positive, multiplies negative logits of tokens in prompt or output (Keskar et al. 2019, CTRL, 4.1)."""
 
-    name = "repetition_penalty"
+    name: ClassVar = "repetition_penalty"
+    slot: ClassVar = "penalty"
+    stage: ClassVar = Stage.PENALTY
+    rank: ClassVar = 10
 
-    def wants(self, row: Row) -> bool:
-        return row.parameters.repetition_penalty != 1.0
+    penalty: Annotated[float, Field(gt=0, le=1e6)]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        index, tokens, penalty = _scatter(
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        index, tokens, penalty = scatter(
             (
-                (i, token, row.parameters.repetition_penalty)
-                for i, row in enumerate(rows)
-                for token in row.prompt | row.output.keys()
+                (i, token, stage.penalty)
+                for i, (row, stage) in enumerate(zip(rows, stages, strict=True))
+                for token in row.prompt | row.counts.keys()
             ),
             logits.device,
         )
@@ -42,20 +41,24 @@ class RepetitionPenalty:
         return logits
 
 
-class CountPenalty:
+class CountPenalty(Transform):
     """logits - presence * [count > 0] - frequency * count, counts over the output only (OpenAI's definition)."""
 
-    name = "presence_frequency_penalty"
+    name: ClassVar = "presence_frequency_penalty"
+    slot: ClassVar = "penalty"
+    stage: ClassVar = Stage.PENALTY
+    rank: ClassVar = 20
 
-    def wants(self, row: Row) -> bool:
-        return row.parameters.presence_penalty != 0.0 or row.parameters.frequency_penalty != 0.0
+    presence: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency: Annotated[float, Field(ge=-2, le=2)] = 0.0
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        index, tokens, penalty = _scatter(
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        index, tokens, penalty = scatter(
             (
-                (i, token, row.parameters.presence_penalty + row.parameters.frequency_penalty * count)
-                for i, row in enumerate(rows)
-                for token, count in row.output.items()
+                (i, token, stage.presence + stage.frequency * count)
+                for i, (row, stage) in enumerate(zip(rows, stages, strict=True))
+                for token, count in row.counts.items()
             ),
             logits.device,
         )
@@ -63,34 +66,42 @@ class CountPenalty:
         return logits
 
 
-class LogitBias:
+class LogitBias(Transform):
     """Adds the request's bias to the logits of the given token ids."""
 
-    name = "logit_bias"
+    name: ClassVar = "logit_bias"
+    stage: ClassVar = Stage.BIAS
 
-    def wants(self, row: Row) -> bool:
-        return bool(row.parameters.logit_bias)
+    bias: Mapping[int, float]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        index, tokens, bias = _scatter(
-            ((i, token, value) for i, row in enumerate(rows) for token, value in row.parameters.logit_bias.items()),
+    def token_ids(self) -> Iterable[int]:
+        return self.bias
+
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        index, tokens, bias = scatter(
+            ((i, token, value) for i, stage in enumerate(stages) for token, value in stage.bias.items()),
             logits.device,
         )
         logits[index, tokens] += bias
         return logits
 
 
-class MinTokens:
-    """Masks end-of-sequence and stop ids while fewer than `min_tokens` tokens have been generated."""
+class MinTokens(Transform):
+    """Masks `endings`, the ids that end a sequence, while fewer than `min_tokens` tokens have been generated."""
 
-    name = "min_tokens"
+    name: ClassVar = "min_tokens"
+    stage: ClassVar = Stage.BAN
 
-    def wants(self, row: Row) -> bool:
-        return row.num_outputs < row.min_tokens and bool(row.masked_until)
+    min_tokens: int
+    endings: tuple[int, ...]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        index, tokens, _ = _scatter(
-            ((i, token, 0.0) for i, row in enumerate(rows) for token in row.masked_until), logits.device
+    def wants(self, row: "Row") -> bool:
+        return row.num_outputs < self.min_tokens
+
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        index, tokens, _ = scatter(
+            ((i, token, 0.0) for i, stage in enumerate(stages) for token in stage.endings), logits.device
         )
-        logits[index, tokens] = float("-inf")
-        return logits
+        return ban(logits, index, tokens)

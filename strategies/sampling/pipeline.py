@@ -1,63 +1,41 @@
-"""The sampling pipeline: an ordered list of logits transforms, and the draw from what they leave.
+"""The sampling pipeline: each row's ordered transforms, batched over the rows that share them, and the draw.
 
-The order is fixed and the same everywhere: penalties, bias, minimum length, temperature, top-k, top-p, min-p. The
-distribution after it is *the* target distribution.
+The default order is the same everywhere (`transform.Stage`): penalties, bias, structure, bans, temperature,
+truncations, reshaping. The distribution after it is *the* target distribution: for sampling, for processed
+log-probabilities, for speculation.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from strategies.randomness import gumbel_argmax, signed64
-from strategies.sampling.penalties import CountPenalty, LogitBias, MinTokens, RepetitionPenalty
 from strategies.sampling.row import Row
-from strategies.sampling.truncation import MinP, Temperature, TopK, TopP
 
 
-class LogitsTransform(Protocol):
-    """A stage of the pipeline, batched over the rows that want it."""
+def process(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Logits float32 [R, V] (owned by the caller, overwritten) -> the target distribution's logits [R, V].
 
-    name: str
-
-    def wants(self, row: Row) -> bool:
-        """Whether the row asks for this transform now; rows that don't pay nothing."""
-
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Logits [R, V] of exactly the rows that want it -> [R, V]; may write in place. -inf must stay -inf."""
-
-
-DEFAULT_ORDER: tuple[LogitsTransform, ...] = (
-    RepetitionPenalty(),
-    CountPenalty(),
-    LogitBias(),
-    MinTokens(),
-    Temperature(),
-    TopK(),
-    TopP(),
-    MinP(),
-)
-
-
-class Pipeline:
-    """Applies transforms in order, each to the rows that want it."""
-
-    def __init__(self, transforms: Sequence[LogitsTransform] = DEFAULT_ORDER) -> None:
-        self.transforms = tuple(transforms)
-
-    def process(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Logits float32 [R, V] (owned by the caller, overwritten) -> the target distribution's logits [R, V]."""
-        for transform in self.transforms:
-            picked = [i for i, row in enumerate(rows) if transform.wants(row)]
-            if not picked:
-                continue
-            if len(picked) == len(rows):
-                logits = transform.apply(logits, rows)
-            else:
-                index = torch.tensor(picked, device=logits.device)
-                logits[index] = transform.apply(logits[index], [rows[i] for i in picked])
-        return logits
+    Rows are independent: each passes through its own stages in its own order. At every turn, of the stages that are
+    next in some row the one that comes first by default runs, for all rows where it is next; so rows in the default
+    order meet at every stage that they share.
+    """
+    queues = {i: [stage for stage in row.stages if stage.wants(row)][::-1] for i, row in enumerate(rows)}
+    queues = {i: queue for i, queue in queues.items() if queue}
+    while queues:
+        kind = min({type(queue[-1]) for queue in queues.values()}, key=lambda kind: kind.order())
+        picked = [i for i, queue in queues.items() if type(queue[-1]) is kind]
+        stages = [queues[i].pop() for i in picked]
+        if len(picked) == len(rows):
+            logits = kind.apply(logits, rows, stages)
+        else:
+            index = torch.tensor(picked, device=logits.device)
+            logits[index] = kind.apply(logits[index], [rows[i] for i in picked], stages)
+        for i in picked:
+            if not queues[i]:
+                del queues[i]
+    return logits
 
 
 def sample(

@@ -5,66 +5,73 @@ run as one tensor operation. Tokens that tie with the last one kept are kept too
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from strategies.sampling.row import Row
+from strategies.sampling.distribution import log_normalizer
+from strategies.sampling.transform import Stage, Transform, column, keep_at_least
+
+if TYPE_CHECKING:
+    from strategies.sampling.row import Row
 
 NUCLEUS_CANDIDATES = 1024
 """How many of the largest logits top-p looks at first: sorting a whole vocabulary is needed only for flat rows."""
 
 
-def _column(values: Sequence[float], logits: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
+class Temperature(Transform):
+    """logits / temperature. Temperatures below `row.GREEDY_TEMPERATURE` are greedy decoding instead."""
+
+    name: ClassVar = "temperature"
+    stage: ClassVar = Stage.TEMPERATURE
+    greedy: ClassVar = False
+
+    temperature: Annotated[float, Field(gt=0)]
+
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        return logits.div_(column([stage.temperature for stage in stages], logits))
 
 
-def _keep(logits: Tensor, threshold: Tensor) -> Tensor:
-    """Masks, in place, logits [R, V] below threshold [R, 1]."""
-    return logits.masked_fill_(logits < threshold, float("-inf"))
-
-
-class Temperature:
-    """logits / temperature; greedy rows are left as they are."""
-
-    name = "temperature"
-
-    def wants(self, row: Row) -> bool:
-        return not row.greedy and row.parameters.temperature != 1.0
-
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        return logits.div_(_column([row.parameters.temperature for row in rows], logits))
-
-
-class TopK:
+class TopK(Transform):
     """Keeps the k largest logits (Fan et al. 2018)."""
 
-    name = "top_k"
+    name: ClassVar = "top_k"
+    slot: ClassVar = "sampler"
+    stage: ClassVar = Stage.TRUNCATION
+    rank: ClassVar = 10
+    greedy: ClassVar = False
 
-    def wants(self, row: Row) -> bool:
-        return not row.greedy and row.parameters.top_k > 0
+    k: Annotated[int, Field(ge=1)]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        k = [min(row.parameters.top_k, logits.shape[-1]) for row in rows]
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        k = [min(stage.k, logits.shape[-1]) for stage in stages]
         largest = logits.topk(max(k), dim=-1).values
         index = torch.tensor(k, device=logits.device)[:, None] - 1
-        return _keep(logits, largest.gather(-1, index))
+        return keep_at_least(logits, largest.gather(-1, index))
 
 
-class TopP:
+class TopP(Transform):
     """Keeps the smallest set of most likely tokens whose probabilities sum to at least p (Holtzman et al. 2020)."""
 
-    name = "top_p"
+    name: ClassVar = "top_p"
+    slot: ClassVar = "sampler"
+    stage: ClassVar = Stage.TRUNCATION
+    rank: ClassVar = 20
+    greedy: ClassVar = False
 
-    def wants(self, row: Row) -> bool:
-        return not row.greedy and row.parameters.top_p < 1.0
+    p: Annotated[float, Field(gt=0, le=1)]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        p = _column([row.parameters.top_p for row in rows], logits)
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        p = column([stage.p for stage in stages], logits)
         threshold, complete = nucleus_threshold(logits, p, NUCLEUS_CANDIDATES)
         if not complete:
             threshold, _ = nucleus_threshold(logits, p, logits.shape[-1])
-        return _keep(logits, threshold)
+        return keep_at_least(logits, threshold)
 
 
 def nucleus_threshold(logits: Tensor, p: Tensor, candidates: int) -> tuple[Tensor, bool]:
@@ -74,21 +81,25 @@ def nucleus_threshold(logits: Tensor, p: Tensor, candidates: int) -> tuple[Tenso
     """
     candidates = min(candidates, logits.shape[-1])
     largest = logits.topk(candidates, dim=-1).values
-    mass = (largest - logits.logsumexp(-1, keepdim=True)).exp()
+    mass = (largest - log_normalizer(logits)).exp()
     before = mass.cumsum(-1) - mass
     size = (before < p).sum(-1, keepdim=True)  # a token is kept while the mass before it is below p; always >= 1
     complete = candidates == logits.shape[-1] or bool((size < candidates).all())
     return largest.gather(-1, (size - 1).clamp_min(0)), complete
 
 
-class MinP:
-    """Keeps tokens at least `min_p` times as likely as the most likely one (Nguyen et al. 2024)."""
+class MinP(Transform):
+    """Keeps tokens at least `p` times as likely as the most likely one (Nguyen et al. 2024)."""
 
-    name = "min_p"
+    name: ClassVar = "min_p"
+    slot: ClassVar = "sampler"
+    stage: ClassVar = Stage.TRUNCATION
+    rank: ClassVar = 30
+    greedy: ClassVar = False
 
-    def wants(self, row: Row) -> bool:
-        return not row.greedy and row.parameters.min_p > 0.0
+    p: Annotated[float, Field(gt=0, le=1)]
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        threshold = logits.amax(-1, keepdim=True) + _column([row.parameters.min_p for row in rows], logits).log()
-        return _keep(logits, threshold)
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        threshold = logits.amax(-1, keepdim=True) + column([stage.p for stage in stages], logits).log()
+        return keep_at_least(logits, threshold)

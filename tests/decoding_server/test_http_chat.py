@@ -148,7 +148,7 @@ def test_a_failed_request_is_not_worth_retrying(server, client):
 
 def test_keep_alive_comments(serve):
     server = serve({"sse_keep_alive": 0.05})
-    server.runtime.engine.pipeline.process = _delayed(server.runtime.engine.pipeline.process, 0.3)
+    server.runtime.engine.step = _delayed(server.runtime.engine.step, 0.3)
     body = {"messages": [{"role": "user", "content": "abc"}], "stream": True}
     _, lines = events(server, body)
     assert lines.count(": keep-alive") >= 3

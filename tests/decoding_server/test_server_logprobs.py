@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from decoding_server.logprobs import FLOOR, CompletionLogprobsWriter, chat_entries
+from decoding_server.logprobs import FLOOR, CompletionLogprobsWriter, TokenSpelling, chat_entries
 from decoding_server.running import Prompt
 from decoding_server.service import SeedSource
 from decoding_server.streaming import event
@@ -23,9 +23,9 @@ class TokenizerWithBeginning(ByteTokenizer):
 
 def test_no_probability_has_a_floor_and_stays_json():
     entry = TokenLogprob(A, -math.inf, ((B, -0.5), (A, -math.inf)))
-    (chat,) = chat_entries(ByteTokenizer(), [entry], 2)
+    (chat,) = chat_entries(TokenSpelling(ByteTokenizer()), [entry], 2)
     assert [chat["logprob"], *(top["logprob"] for top in chat["top_logprobs"])] == [FLOOR, -0.5, FLOOR]
-    arrays = CompletionLogprobsWriter(ByteTokenizer(), Prompt([A], "a"), 1).answer_arrays([entry])
+    arrays = CompletionLogprobsWriter(TokenSpelling(ByteTokenizer()), Prompt([A], "a"), 1).answer_arrays([entry])
     assert arrays["top_logprobs"] == [{"b": -0.5, "a": FLOOR}]
     assert b"Infinity" not in event(dict(arrays))
     with pytest.raises(ValueError, match="JSON"):
@@ -35,7 +35,7 @@ def test_no_probability_has_a_floor_and_stays_json():
 def test_of_two_tokens_with_one_text_the_likelier_stays():
     tokenizer = ByteTokenizer(pieces=[b"a"])
     twin = EMOJI_HALF
-    arrays = CompletionLogprobsWriter(tokenizer, Prompt([A], "a"), 2).answer_arrays(
+    arrays = CompletionLogprobsWriter(TokenSpelling(tokenizer), Prompt([A], "a"), 2).answer_arrays(
         [TokenLogprob(twin, -3.0, ((A, -0.1), (twin, -3.0)))]
     )
     assert arrays["token_logprobs"] == [-3.0]
@@ -43,14 +43,14 @@ def test_of_two_tokens_with_one_text_the_likelier_stays():
 
 
 def test_special_tokens_have_no_bytes():
-    (entry,) = chat_entries(ByteTokenizer(), [TokenLogprob(256, -1.0)], 0)
+    (entry,) = chat_entries(TokenSpelling(ByteTokenizer()), [TokenLogprob(256, -1.0)], 0)
     assert (entry["token"], entry["bytes"]) == ("<|end|>", [])
 
 
 @pytest.mark.parametrize(("text", "offsets"), [("ab", [0, 0, 1, 2]), ("<|system|>ab", [0, 10, 11, 12])])
 def test_a_beginning_that_the_tokenizer_added_has_no_width(text, offsets):
     """Unless the client wrote it."""
-    writer = CompletionLogprobsWriter(TokenizerWithBeginning(), Prompt([257, A, B], text), 0)
+    writer = CompletionLogprobsWriter(TokenSpelling(TokenizerWithBeginning()), Prompt([257, A, B], text), 0)
     prompt = writer.prompt_arrays([None, TokenLogprob(A, -1.0), TokenLogprob(B, -1.0)])
     assert prompt["text_offset"] + writer.answer_arrays([TokenLogprob(A, -1.0)])["text_offset"] == offsets
 
@@ -58,7 +58,7 @@ def test_a_beginning_that_the_tokenizer_added_has_no_width(text, offsets):
 def test_half_a_character_in_the_prompt_does_not_shift_the_answer():
     tokenizer = ByteTokenizer()
     tokens = [A, 0xE2]
-    writer = CompletionLogprobsWriter(tokenizer, Prompt(tokens, tokenizer.decode(tokens)), 0)
+    writer = CompletionLogprobsWriter(TokenSpelling(tokenizer), Prompt(tokens, tokenizer.decode(tokens)), 0)
     writer.prompt_arrays([None, TokenLogprob(0xE2, -1.0)])
     assert writer.answer_arrays([TokenLogprob(A, -1.0), TokenLogprob(B, -1.0)])["text_offset"] == [2, 3]
 

@@ -13,7 +13,8 @@ from models.scripted import ByteTokenizer, ScriptedModel, play, scripted_runtime
 from models.torch_runtime.batch import PackedBatch, Segment, tree_mask
 from models.torch_runtime.kv_pool import SlotPool
 from strategies.errors import InvalidRequest
-from strategies.runtime import Generation, SamplingParameters
+from strategies.runtime import Generation
+from strategies.sampling.standard import sampling
 
 CPU = torch.device("cpu")
 POOL = SlotPool(num_layers=1, num_slots=32, kv_heads=1, head_dim=1, dtype=torch.float32, device=CPU)
@@ -107,7 +108,7 @@ async def test_the_runtime_plays_the_script() -> None:
         assert runtime.info.max_model_len == 64
         assert runtime.info.vocab_size == 261
         assert runtime.tokenizer is tokenizer
-        stream = runtime.submit([Generation(prompt, SamplingParameters(temperature=0.0))])[0]
+        stream = runtime.submit([Generation(prompt, sampling(temperature=0.0))])[0]
         deltas = [delta async for delta in stream]
     finally:
         runtime.close()

@@ -21,7 +21,7 @@ from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.errors import DecodingError
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import Delta, Generation, ModelInfo, TokenLogprob
-from strategies.sampling.pipeline import Pipeline, sample
+from strategies.sampling.pipeline import process, sample
 from strategies.sampling.row import Row
 
 END = 256
@@ -220,13 +220,13 @@ def direct(
     draw: Callable[[Tensor, Tensor], Tensor] = gumbel_argmax,
 ) -> list[int]:
     """The tokens of a generation without stop strings, by the plain loop: no engine, no slots, no cache."""
-    stopping, row, pipeline = generation.stopping, Row(generation, frozenset({END})), Pipeline()
+    stopping, row = generation.stopping, Row(generation, frozenset({END}))
     context, output = list(generation.prompt), list[int]()
     ends = set(stopping.stop_token_ids) | (set() if stopping.ignore_eos else {END})
     limit = max_model_len - len(context)
     limit = limit if stopping.max_tokens is None else min(limit, stopping.max_tokens)
     while len(output) < limit:
-        logits = pipeline.process(distribution(context).clone()[None], [row])
+        logits = process(distribution(context).clone()[None], [row])
         token = int(sample(logits, [row], [len(context)], draw)[0])
         row.append(token)
         context.append(token)

@@ -7,7 +7,8 @@ import torch
 
 from models.loading import resolve
 from models.torch_runtime.load import EngineOptions, load_runtime
-from strategies.runtime import Generation, SamplingParameters, StopConditions
+from strategies.runtime import Generation, StopConditions
+from strategies.sampling.standard import sampling
 
 pytestmark = [
     pytest.mark.cuda,
@@ -25,8 +26,8 @@ def outputs(device: str, dtype: str, temperature: float) -> list[list[int]]:
         ]
 
         async def run() -> list[list[int]]:
-            sampling, stopping = SamplingParameters(temperature=temperature), StopConditions(max_tokens=32)
-            streams = runtime.submit([Generation(p, sampling, stopping, seed=i) for i, p in enumerate(prompts)])
+            parameters, stopping = sampling(temperature=temperature), StopConditions(max_tokens=32)
+            streams = runtime.submit([Generation(p, parameters, stopping, seed=i) for i, p in enumerate(prompts)])
             return [[token async for delta in stream for token in delta.tokens] for stream in streams]
 
         return asyncio.run(run())

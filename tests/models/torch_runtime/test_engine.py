@@ -14,11 +14,12 @@ from models.scripted import ByteTokenizer, play
 from strategies import budget
 from strategies.budget import Budget, BudgetUnit, Meter, Spend
 from strategies.errors import RequestFailed
-from strategies.runtime import Generation, SamplingParameters, StopConditions, TokenLogprob
+from strategies.runtime import Generation, StopConditions, TokenLogprob
+from strategies.sampling.standard import sampling
 
 DISTRIBUTION = random_distribution()
 ENDLESS = random_distribution(end=-100.0)
-GREEDY = SamplingParameters(temperature=0.0)
+GREEDY = sampling(temperature=0.0)
 SETTINGS = [
     {},
     {"max_num_batched_tokens": 3},
@@ -241,9 +242,11 @@ def same(given: TokenLogprob | None, expected: TokenLogprob) -> bool:
 def test_logprobs_are_the_raw_models(options: dict[str, int]) -> None:
     """Several of different counts at once, twice (then with a warm cache), whatever the sampling parameters."""
     engine = SteppedEngine(ENDLESS, **options)  # type: ignore[arg-type]
-    sampling = SamplingParameters(temperature=0.8, top_k=3, repetition_penalty=1.5, logit_bias={100: 2.0})
+    parameters = sampling(temperature=0.8, top_k=3, repetition_penalty=1.5, logit_bias={100: 2.0})
     made = [
-        Generation([97, 98, 99, 100 + i] * 5, sampling, StopConditions(max_tokens=20), i, (0,), count, scored)
+        Generation(
+            [97, 98, 99, 100 + i] * 5, parameters, StopConditions(max_tokens=20), i, (0,), count, prompt_logprobs=scored
+        )
         for i, (count, scored) in enumerate([(0, None), (3, 2), (None, 0), (5, 4), (20, None), (None, None)])
     ]
     for answers in (engine.answers(made), engine.answers(made)):
@@ -266,7 +269,7 @@ def test_logprobs_are_the_raw_models(options: dict[str, int]) -> None:
             assert len(given) == len(generation.prompt)
             for i in range(1, len(given)):
                 assert same(given[i], entry_of(ENDLESS, sequence[:i], sequence[i], generation.prompt_logprobs))
-    assert (engine.scheduler.preemptions > 0) is ("num_slots" in options)
+    assert (engine.scheduler.totals.preemptions > 0) is ("num_slots" in options)
 
 
 def test_a_preemption_in_the_middle_of_scoring_a_prompt_repeats_no_entry() -> None:
@@ -282,7 +285,7 @@ def test_a_preemption_in_the_middle_of_scoring_a_prompt_repeats_no_entry() -> No
             engine.scheduler._preempt(engine.sequences[1])  # as if another had needed the slots just now
     engine.run()
     sequence = [*scored.prompt, *answer.tokens]
-    assert engine.scheduler.preemptions >= 1
+    assert engine.scheduler.totals.preemptions >= 1
     given = answer.prompt_logprobs
     assert given is not None
     assert len(given) == 30
@@ -310,7 +313,7 @@ def test_logits_that_are_not_numbers_fail_their_own_request(bad: float, prefix_c
         return logits
 
     made = [
-        Generation([letter] * 8, SamplingParameters(temperature=t), StopConditions(max_tokens=10), logprobs=2)
+        Generation([letter] * 8, sampling(temperature=t), StopConditions(max_tokens=10), logprobs=2)
         for letter, t in ((97, 1.0), (120, 1.0), (98, 0.0), (120, 0.0), (99, 0.5))
     ]
     engine = SteppedEngine(distribution, prefix_cache=prefix_cache)
@@ -439,7 +442,7 @@ def test_spend_is_what_the_model_computed() -> None:
         Generation([97] * (30 if i % 2 else 3) + [98 + i], stopping=stopping, seed=i, meter=meter)
         for i, meter in enumerate(meters)
     )
-    assert engine.scheduler.preemptions == 0
+    assert engine.scheduler.totals.preemptions == 0
     assert sum(meter.spend.target_tokens for meter in meters) == engine.model.forward_tokens
     for i, (meter, answer) in enumerate(zip(meters, answers, strict=True)):
         prompt = 31 if i % 2 else 4
@@ -466,7 +469,7 @@ def test_what_a_preemption_makes_again_is_not_charged(prefix_cache: bool) -> Non
     meters = [Meter() for _ in range(6)]
     stopping = StopConditions(max_tokens=25)
     engine.answers(Generation([97 + i] * 20, stopping=stopping, seed=i, meter=m) for i, m in enumerate(meters))
-    assert engine.scheduler.preemptions > 0
+    assert engine.scheduler.totals.preemptions > 0
     assert engine.model.forward_tokens > 6 * 44
     for meter in meters:
         assert (meter.spend.target_tokens, meter.spend.cached_tokens, meter.spend.output_tokens) == (44, 0, 25)
@@ -480,7 +483,7 @@ def test_a_budget_that_just_suffices_suffices_under_preemption_too() -> None:
         Generation([97 + i] * 20, stopping=stopping, seed=i, meter=Meter(Budget(forward_tokens=44, output_tokens=25)))
         for i in range(6)
     )
-    assert engine.scheduler.preemptions > 0
+    assert engine.scheduler.totals.preemptions > 0
     assert [answer.finish for answer in answers] == [("length", None)] * 6
 
 

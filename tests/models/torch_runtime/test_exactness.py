@@ -17,13 +17,14 @@ import transformers
 from models.loading import ModelFiles, resolve
 from models.torch_runtime.load import EngineOptions, load_runtime
 from models.torch_runtime.runtime import TorchRuntime
-from strategies.runtime import Generation, SamplingParameters, StopConditions
+from strategies.runtime import Generation, StopConditions
+from strategies.sampling.standard import sampling
 
 pytestmark = pytest.mark.timeout(1200)  # 38,400 tokens, and the reference's 6,400, on whatever CPU this is
 
 NEAR_TIE = 1e-4
 NEW_TOKENS = 64
-GREEDY = SamplingParameters(temperature=0.0)
+GREEDY = sampling(temperature=0.0)
 EXACTLY = StopConditions(max_tokens=NEW_TOKENS, ignore_eos=True)
 TOPICS = (
     "why the sky is blue", "how bread rises", "the capital of France", "binary search", "the water cycle",
@@ -162,7 +163,7 @@ def test_in_batches_of_16(
     runtime = load_runtime(files, options)
     try:
         got = generate(runtime, greedy(prompts), together=16)
-        preempted = runtime.engine.scheduler.preemptions
+        preempted = runtime.engine.scheduler.totals.preemptions
     finally:
         runtime.close()
     assert_equal_but_for_near_ties(got, expected, prompts, plain)
@@ -172,10 +173,10 @@ def test_in_batches_of_16(
 def test_seeded_samples_are_the_same_alone_and_in_a_batch(runtime: TorchRuntime, prompts: list[list[int]]) -> None:
     def sampled() -> list[Generation]:
         kinds = (
-            SamplingParameters(temperature=0.8),
-            SamplingParameters(temperature=1.0, top_p=0.9),
-            SamplingParameters(temperature=1.3, top_k=40, repetition_penalty=1.2),
-            SamplingParameters(temperature=1.0, min_p=0.05, frequency_penalty=0.5),
+            sampling(temperature=0.8),
+            sampling(temperature=1.0, top_p=0.9),
+            sampling(temperature=1.3, top_k=40, repetition_penalty=1.2),
+            sampling(temperature=1.0, min_p=0.05, frequency_penalty=0.5),
         )
         stopping = replace(EXACTLY, max_tokens=24)
         return [

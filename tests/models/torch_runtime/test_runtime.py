@@ -17,7 +17,8 @@ from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.runtime import Stream, TorchRuntime
 from strategies.budget import Budget, Meter
 from strategies.errors import ContextLengthExceeded, InvalidRequest, QueueFull, RequestFailed, RuntimeUnavailable
-from strategies.runtime import Generation, SamplingParameters, StopConditions
+from strategies.runtime import Generation, StopConditions
+from strategies.sampling.standard import sampling
 
 ENDLESS = random_distribution(end=-100.0)
 
@@ -93,8 +94,7 @@ def gated(**options: float) -> Iterator[tuple[TorchRuntime, Gate]]:
 
 async def test_concurrent_streams_get_their_own_answers() -> None:
     generations = [
-        Generation([97 + i % 3] * (i + 1), SamplingParameters(), StopConditions(max_tokens=1 + i % 9), seed=i)
-        for i in range(40)
+        Generation([97 + i % 3] * (i + 1), sampling(), StopConditions(max_tokens=1 + i % 9), seed=i) for i in range(40)
     ]
     with serving(max_num_batched_tokens=16, max_num_seqs=7) as runtime:
         streams = [stream for generation in generations for stream in runtime.submit([generation])]
@@ -328,9 +328,9 @@ STOP_259, STOP_260 = (StopConditions(1, stop_token_ids=frozenset({token})) for t
         (asking([97] * (LIMIT + 1), 0), ContextLengthExceeded, "prompt"),
         (asking([97] * 10, LIMIT - 10), None, None),
         (asking([97] * 10, LIMIT - 9), ContextLengthExceeded, "max_tokens"),
-        (asking([97], sampling=SamplingParameters(logit_bias={260: 1.0})), InvalidRequest, "logit_bias"),
-        (asking([97], sampling=SamplingParameters(logit_bias={-1: 1.0})), InvalidRequest, "logit_bias"),
-        (asking([97], sampling=SamplingParameters(logit_bias={259: 1.0, 0: 1.0})), None, None),
+        (asking([97], sampling=sampling(logit_bias={260: 1.0})), InvalidRequest, "logit_bias"),
+        (asking([97], sampling=sampling(logit_bias={-1: 1.0})), InvalidRequest, "logit_bias"),
+        (asking([97], sampling=sampling(logit_bias={259: 1.0, 0: 1.0})), None, None),
         (Generation([97], stopping=STOP_260), InvalidRequest, "stop_token_ids"),
         (Generation([97], stopping=STOP_259), None, None),
         (asking([0, 259]), None, None),

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from stepped_engine import SteppedEngine, direct, random_distribution
 
 from strategies.budget import Budget, Meter
-from strategies.runtime import Generation, SamplingParameters, StopConditions
+from strategies.runtime import Generation, StopConditions
+from strategies.sampling.standard import sampling
 
 DISTRIBUTION = random_distribution()
 ENDLESS = random_distribution(end=-100.0)
-GREEDY = SamplingParameters(temperature=0.0)
+GREEDY = sampling(temperature=0.0)
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
@@ -32,7 +33,7 @@ def generations(count: int = 40, seed: int = 0, **changes: object) -> list[Gener
     return [
         Generation(
             prompt,
-            sampling=SamplingParameters(
+            sampling=sampling(
                 temperature=draw.choice([0.0, 0.7, 1.0]),
                 top_k=draw.choice([0, 0, 5]),
                 repetition_penalty=draw.choice([1.0, 1.3]),
@@ -73,9 +74,9 @@ def test_forty_requests_at_once_equal_each_alone(prefix_cache: bool, chunk: int,
     answers = engine.answers(map(again, GENERATIONS), max_steps=6000)
     assert [answer.tokens for answer in answers] == EXPECTED
     if num_slots == 130:
-        assert engine.scheduler.preemptions >= 3 or chunk == 3  # small chunks keep the running ones apart
+        assert engine.scheduler.totals.preemptions >= 3 or chunk == 3  # small chunks keep the running ones apart
     else:
-        assert engine.scheduler.preemptions == 0
+        assert engine.scheduler.totals.preemptions == 0
     assert engine.scheduler.pool.num_free + engine.scheduler.cache.size == num_slots
     assert (engine.scheduler.cache.size > 0) is prefix_cache
     assert max(map(sum, engine.model.batches)) <= max(chunk, 12)
@@ -170,7 +171,7 @@ def test_the_youngest_is_preempted_and_the_oldest_never() -> None:
         ends += [i for i, answer in enumerate(answers) if answer.ended and i not in ends]
         assert engine.engine.steps < 300
     assert ends == [0, 1, 2]
-    assert engine.scheduler.preemptions >= 2
+    assert engine.scheduler.totals.preemptions >= 2
     for i, answer in enumerate(answers):
         assert answer.tokens == direct(ENDLESS, Generation([97 + i] * 10, stopping=stopping, seed=i))
 
@@ -203,7 +204,7 @@ def test_pressure_from_many_sequences_that_each_fill_the_pool_ends() -> None:
     engine = SteppedEngine(ENDLESS, num_slots=50, max_model_len=50, max_num_batched_tokens=8)
     made = [Generation([97 + i % 5] * (1 + i), seed=i) for i in range(12)]
     answers = engine.answers(map(again, made), max_steps=12 * 120)
-    assert engine.scheduler.preemptions > 0
+    assert engine.scheduler.totals.preemptions > 0
     for generation, answer in zip(made, answers, strict=True):
         assert answer.tokens == direct(ENDLESS, generation, max_model_len=50)
 
@@ -214,7 +215,7 @@ def test_the_cache_is_evicted_before_anyone_is_preempted() -> None:
     assert engine.scheduler.cache.size == 60
     pair = [Generation([letter] * 20, stopping=StopConditions(max_tokens=25), seed=letter) for letter in (98, 99)]
     engine.answers(pair)
-    assert engine.scheduler.preemptions == 0
+    assert engine.scheduler.totals.preemptions == 0
 
 
 def count_prefill(prompt_of: Callable[[int], list[int]], count: int, **options: int | bool) -> int:

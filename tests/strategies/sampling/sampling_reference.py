@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategies.runtime import Generation, SamplingParameters, StopConditions
+from strategies.runtime import Generation, StopConditions
 from strategies.sampling.row import Row
+from strategies.sampling.standard import sampling
 
 INF = math.inf
 
@@ -27,7 +28,7 @@ def make_row(
     """A row with this history and these sampling parameters."""
     generation = Generation(
         prompt=list(prompt),
-        sampling=SamplingParameters(**parameters),
+        sampling=sampling(**parameters),
         stopping=stopping if stopping is not None else StopConditions(),
         seed=seed,
         branch=branch,

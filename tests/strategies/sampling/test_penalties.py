@@ -10,8 +10,7 @@ from sampling_reference import INF, bias, counts, make_row, random_logits, repet
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from strategies.runtime import StopConditions
-from strategies.sampling.penalties import CountPenalty, LogitBias, MinTokens, RepetitionPenalty
-from strategies.sampling.pipeline import Pipeline
+from strategies.sampling import pipeline
 from strategies.sampling.row import Row
 
 V = 12
@@ -20,7 +19,7 @@ TOKENS = st.lists(st.integers(0, V - 1), max_size=10)
 
 
 def process(logits: list[float], row: Row) -> list[float]:
-    return Pipeline().process(torch.tensor([logits]), [row])[0].tolist()
+    return pipeline.process(torch.tensor([logits]), [row])[0].tolist()
 
 
 def close(found: list[float], expected: list[float]) -> bool:
@@ -51,7 +50,7 @@ def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     history = torch.randint(0, 97, (6, 30), generator=generator)
     rows = [make_row(prompt=h[:20], output=h[20:], repetition_penalty=penalty) for h in history.tolist()]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(history, logits.clone())
-    torch.testing.assert_close(Pipeline().process(logits.clone(), rows), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(pipeline.process(logits.clone(), rows), expected, rtol=1e-6, atol=1e-6)
 
 
 @settings(deadline=None)
@@ -144,18 +143,19 @@ def test_min_tokens_beats_a_bias_and_binds_greedy_rows() -> None:
     assert process([5.0, 1.0], row) == [-INF, 1.0]
 
 
-PENALTIES: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
-    (RepetitionPenalty, {"repetition_penalty": 1.0}, {"repetition_penalty": 1.2}),
-    (CountPenalty, {"presence_penalty": 0.0, "frequency_penalty": 0.0}, {"presence_penalty": -0.1}),
-    (CountPenalty, {}, {"frequency_penalty": 0.1}),
-    (LogitBias, {"logit_bias": {}}, {"logit_bias": {2: 1.0}}),
+PENALTIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("repetition_penalty", {"repetition_penalty": 1.0}, {"repetition_penalty": 1.2}),
+    ("presence_frequency_penalty", {"presence_penalty": 0.0, "frequency_penalty": 0.0}, {"presence_penalty": -0.1}),
+    ("presence_frequency_penalty", {}, {"frequency_penalty": 0.1}),
+    ("logit_bias", {"logit_bias": {}}, {"logit_bias": {2: 1.0}}),
+    ("min_tokens", {"stopping": StopConditions(min_tokens=5)}, {"stopping": StopConditions(min_tokens=5), "eos": [1]}),
 ]
 
 
-@pytest.mark.parametrize(("transform", "off", "on"), PENALTIES)
-def test_defaults_switch_a_penalty_off(transform: Any, off: dict[str, Any], on: dict[str, Any]) -> None:
-    assert not transform().wants(make_row(prompt=[1], output=[2], **off))
-    assert transform().wants(make_row(prompt=[1], output=[2], **on))
+@pytest.mark.parametrize(("name", "off", "on"), PENALTIES)
+def test_defaults_switch_a_penalty_off(name: str, off: dict[str, Any], on: dict[str, Any]) -> None:
+    assert [stage.name for stage in make_row(prompt=[1], output=[2], **off).stages] == []
+    assert [stage.name for stage in make_row(prompt=[1], output=[2], **on).stages] == [name]
 
 
 def test_empty_histories_are_fine() -> None:
@@ -165,10 +165,11 @@ def test_empty_histories_are_fine() -> None:
         make_row(prompt=[], repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=1.0),
     ]
     logits = random_logits(3, 9, seed=3)
-    assert torch.equal(Pipeline().process(logits.clone(), rows), logits)
+    assert torch.equal(pipeline.process(logits.clone(), rows), logits)
 
 
-def test_min_tokens_asks_nothing_when_it_has_nothing_to_mask() -> None:
-    assert not MinTokens().wants(make_row(stopping=StopConditions(min_tokens=5)))
-    assert MinTokens().wants(make_row(eos=[1], stopping=StopConditions(min_tokens=5)))
-    assert not MinTokens().wants(make_row(eos=[1], output=[0] * 5, stopping=StopConditions(min_tokens=5)))
+def test_min_tokens_asks_nothing_once_there_are_enough() -> None:
+    stopping = StopConditions(min_tokens=5)
+    for outputs in range(8):
+        row = make_row(eos=[1], output=[0] * outputs, stopping=stopping)
+        assert row.stages[0].wants(row) == (outputs < 5)

@@ -2,52 +2,60 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from sampling_reference import INF, bias, counts, kept, make_row, min_p, random_logits, repetition, top_k, top_p
 from torch import Tensor
 
+from strategies import registry
+from strategies.errors import InvalidRequest
 from strategies.randomness import Purpose, Stream, gumbel, signed64
 from strategies.runtime import StopConditions
-from strategies.sampling.pipeline import DEFAULT_ORDER, Pipeline, faulty_rows, sample
+from strategies.sampling import pipeline
+from strategies.sampling.pipeline import faulty_rows, sample
 from strategies.sampling.row import GREEDY_TEMPERATURE, Row
+from strategies.sampling.transform import Stage, Transform
 
 
 def mixed_row(rng: random.Random, vocab: int) -> Row:
-    """A row that asks for a random subset of the transforms, with random history."""
+    return make_row(**mixed(rng, vocab))
+
+
+def mixed(rng: random.Random, vocab: int) -> dict[str, Any]:
+    """What `make_row` takes for a row that asks for a random subset of the transforms, with random history."""
 
     def maybe(value: Any, off: Any) -> Any:
         return value if rng.random() < 0.5 else off
 
-    return make_row(
-        prompt=[rng.randrange(vocab) for _ in range(rng.randrange(20))],
-        output=[rng.randrange(vocab) for _ in range(rng.randrange(20))],
-        seed=rng.randrange(2**64),
-        branch=(rng.randrange(4),),
-        eos=[rng.randrange(vocab)],
-        stopping=StopConditions(min_tokens=rng.choice([0, 10, 30])),
-        temperature=rng.choice([0.0, 1.0, 1.0, 0.5, 1.7]),
-        top_k=maybe(rng.choice([1, 5, vocab, 2 * vocab]), 0),
-        top_p=maybe(rng.uniform(0.05, 0.999), 1.0),
-        min_p=maybe(rng.uniform(0.001, 1.0), 0.0),
-        repetition_penalty=maybe(rng.uniform(0.5, 2.0), 1.0),
-        presence_penalty=maybe(rng.uniform(-2, 2), 0.0),
-        frequency_penalty=maybe(rng.uniform(-2, 2), 0.0),
-        logit_bias=maybe({rng.randrange(vocab): rng.uniform(-5, 5) for _ in range(3)}, {}),
-    )
+    return {
+        "prompt": [rng.randrange(vocab) for _ in range(rng.randrange(20))],
+        "output": [rng.randrange(vocab) for _ in range(rng.randrange(20))],
+        "seed": rng.randrange(2**64),
+        "branch": (rng.randrange(4),),
+        "eos": [rng.randrange(vocab)],
+        "stopping": StopConditions(min_tokens=rng.choice([0, 10, 30])),
+        "temperature": rng.choice([0.0, 1.0, 1.0, 0.5, 1.7]),
+        "top_k": maybe(rng.choice([1, 5, vocab, 2 * vocab]), 0),
+        "top_p": maybe(rng.uniform(0.05, 0.999), 1.0),
+        "min_p": maybe(rng.uniform(0.001, 1.0), 0.0),
+        "repetition_penalty": maybe(rng.uniform(0.5, 2.0), 1.0),
+        "presence_penalty": maybe(rng.uniform(-2, 2), 0.0),
+        "frequency_penalty": maybe(rng.uniform(-2, 2), 0.0),
+        "logit_bias": maybe({rng.randrange(vocab): rng.uniform(-5, 5) for _ in range(3)}, {}),
+    }
 
 
-def expected_row(logits: Sequence[float], row: Row) -> list[float]:
+def expected_row(logits: Sequence[float], asked: dict[str, Any]) -> list[float]:
     """The whole pipeline in plain floats: penalties, bias, minimum length, temperature, top-k, top-p, min-p."""
-    q = row.parameters
-    output = list(row.output.elements())
-    found = repetition(logits, [*row.prompt, *output], q.repetition_penalty)
-    found = counts(found, output, q.presence_penalty, q.frequency_penalty)
+    q = SimpleNamespace(**asked)
+    found = repetition(logits, [*q.prompt, *q.output], q.repetition_penalty)
+    found = counts(found, q.output, q.presence_penalty, q.frequency_penalty)
     found = bias(found, q.logit_bias)
-    if row.num_outputs < row.min_tokens:
-        found = [-INF if v in row.masked_until else x for v, x in enumerate(found)]
+    if len(q.output) < q.stopping.min_tokens:
+        found = [-INF if v in q.eos else x for v, x in enumerate(found)]
     if q.temperature == 0.0:
         return found
     found = [x / q.temperature for x in found]
@@ -66,11 +74,11 @@ def expected_row(logits: Sequence[float], row: Row) -> list[float]:
 @pytest.mark.parametrize("seed", range(8))
 def test_mixed_batch_equals_the_definition_row_by_row(seed: int) -> None:
     rng = random.Random(seed)
-    rows = [mixed_row(rng, 40) for _ in range(24)]
+    asked = [mixed(rng, 40) for _ in range(24)]
     logits = random_logits(24, 40, seed)
-    found = Pipeline().process(logits.clone(), rows)
-    for i, row in enumerate(rows):
-        assert found[i].tolist() == pytest.approx(expected_row(logits[i].tolist(), row), rel=1e-5, abs=1e-5), i
+    found = pipeline.process(logits.clone(), [make_row(**one) for one in asked])
+    for i, one in enumerate(asked):
+        assert found[i].tolist() == pytest.approx(expected_row(logits[i].tolist(), one), rel=1e-5, abs=1e-5), i
 
 
 @pytest.mark.parametrize("vocab", [2, 40, 3000])
@@ -80,11 +88,11 @@ def test_mixed_batch_equals_each_row_alone(vocab: int, seed: int) -> None:
     rng = random.Random(100 + seed)
     rows = [mixed_row(rng, vocab) for _ in range(17)]
     logits = random_logits(17, vocab, seed)
-    batch = Pipeline().process(logits.clone(), rows)
+    batch = pipeline.process(logits.clone(), rows)
     for i, row in enumerate(rows):
-        assert torch.equal(Pipeline().process(logits[i : i + 1].clone(), [row])[0], batch[i]), i
+        assert torch.equal(pipeline.process(logits[i : i + 1].clone(), [row])[0], batch[i]), i
     order = rng.sample(range(17), 9)
-    assert torch.equal(Pipeline().process(logits[order].clone(), [rows[i] for i in order]), batch[order])
+    assert torch.equal(pipeline.process(logits[order].clone(), [rows[i] for i in order]), batch[order])
 
 
 BUSY: list[dict[str, Any]] = [
@@ -105,7 +113,7 @@ def test_rows_that_do_not_ask_keep_every_bit_and_rows_that_ask_change(asked: dic
     history: dict[str, Any] = {"prompt": [1, 2, 3], "output": [3, 4, 4], "eos": [5]}
     rows = [make_row(**history, **(asked if i % 3 == 1 else {})) for i in range(7)]
     logits = random_logits(7, 33, seed=1)
-    found = Pipeline().process(logits.clone(), rows)
+    found = pipeline.process(logits.clone(), rows)
     for i in range(7):
         assert torch.equal(found[i], logits[i]) == (i % 3 != 1)
 
@@ -113,33 +121,38 @@ def test_rows_that_do_not_ask_keep_every_bit_and_rows_that_ask_change(asked: dic
 def test_default_rows_change_nothing() -> None:
     logits = random_logits(5, 33, seed=2)
     rows = [make_row(prompt=[1], output=[2, 2]) for _ in range(5)]
-    assert torch.equal(Pipeline().process(logits.clone(), rows), logits)
+    assert torch.equal(pipeline.process(logits.clone(), rows), logits)
 
 
 def test_the_order_is_the_documented_one() -> None:
     names = ["repetition_penalty", "presence_frequency_penalty", "logit_bias", "min_tokens"]
     names += ["temperature", "top_k", "top_p", "min_p"]
-    assert [transform.name for transform in DEFAULT_ORDER] == names
+    asked = dict.fromkeys(("repetition_penalty", "presence_penalty", "temperature", "top_p", "min_p"), 0.5)
+    full = make_row(**asked, top_k=3, logit_bias={0: 1.0}, eos=[1], stopping=StopConditions(min_tokens=1))
+    assert [stage.name for stage in full.stages] == names
     # Each value below differs if two neighbours swap: (2 / 2 - 1 + 4) / 2 = 2.
     row = make_row(
         output=[0], repetition_penalty=2.0, presence_penalty=1.0, logit_bias={0: 4.0}, temperature=0.5, top_k=1
     )
-    assert Pipeline().process(torch.tensor([[2.0, 3.9]]), [row]).tolist() == [[8.0, -INF]]
+    assert pipeline.process(torch.tensor([[2.0, 3.9]]), [row]).tolist() == [[8.0, -INF]]
 
 
-class Recorder:
-    """A transform that adds one where a row's top_k is odd, and keeps what it was given."""
+class Recorder(Transform):
+    """A transform that adds one where its number is odd, and keeps what it was given."""
 
-    name = "recorder"
+    name: ClassVar = "recorder"
+    stage: ClassVar = Stage.TRUNCATION
+    calls: ClassVar[list[tuple[int, list[int]]]] = []
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, list[int]]] = []
+    number: int
 
     def wants(self, row: Row) -> bool:
-        return row.parameters.top_k % 2 == 1
+        return self.number % 2 == 1
 
-    def apply(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        self.calls.append((len(logits), [row.parameters.top_k for row in rows]))
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence[Row], stages: Sequence["Recorder"]) -> Tensor:
+        assert len(rows) == len(logits)
+        cls.calls.append((len(logits), [stage.number for stage in stages]))
         return logits + 1  # not in place: the pipeline must take the result, too
 
 
@@ -148,16 +161,85 @@ class Recorder:
     [([1, 2, 3, 4], [(2, [1, 3])]), ([1, 3], [(2, [1, 3])]), ([2, 4], []), ([5], [(1, [5])])],
 )
 def test_a_transform_sees_exactly_the_rows_that_want_it(values: list[int], calls: list[tuple[int, list[int]]]) -> None:
-    recorder = Recorder()
-    rows = [make_row(top_k=k) for k in values]
-    found = Pipeline([recorder]).process(torch.zeros(len(values), 3), rows)
+    Recorder.calls.clear()
+    rows = [make_row(transforms=[Recorder(number=k)]) for k in values]
+    found = pipeline.process(torch.zeros(len(values), 3), rows)
     assert found.tolist() == [[float(k % 2)] * 3 for k in values]
-    assert recorder.calls == calls
+    assert Recorder.calls == calls
+
+
+def test_defining_a_transform_is_all_it_takes() -> None:
+    """One class in one file: it has a name, a schema, and runs in the pipeline."""
+    assert registry.find("transform", "recorder", "decoding.sampler") is Recorder
+    assert Recorder.model_json_schema()["properties"] == {"number": {"title": "Number", "type": "integer"}}
+    with pytest.raises(InvalidRequest, match="'nonsense' is unknown; there are: .*recorder"):
+        registry.find("transform", "nonsense", "decoding.sampler")
+
+
+def test_two_transforms_cannot_have_one_name() -> None:
+    with pytest.raises(ValueError, match="two transforms are called 'top_p'"):
+
+        class Other(Transform):
+            name: ClassVar = "top_p"
+            stage: ClassVar = Stage.TRUNCATION
+
+
+class History(Transform):
+    """Its state adds up the tokens it sees, and the logits show it."""
+
+    name: ClassVar = "history"
+    stage: ClassVar = Stage.BIAS
+
+    class Sum:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def advance(self, token: int) -> None:
+            self.total += token
+
+        def fork(self) -> "History.Sum":
+            return History.Sum(self.total)
+
+    def start(self, row: Row) -> "History.Sum":
+        return History.Sum(sum(row.prompt_ids))
+
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence[Row], stages: Sequence["History"]) -> Tensor:
+        sums = [row.states["history"].total for row in rows]  # type: ignore[attr-defined]
+        return logits + torch.tensor(sums, dtype=logits.dtype)[:, None]
+
+
+def test_forks_of_a_row_go_on_independently() -> None:
+    row = make_row(prompt=[5], output=[2], transforms=[History()], presence_penalty=1.0)
+    fork = row.fork()
+    row.append(1)
+    fork.append(0)
+    fork.append(3)
+    assert pipeline.process(torch.zeros(2, 4), [row, fork]).tolist() == [[8, 7, 7, 8], [9, 10, 9, 9]]
+    assert (row.output, fork.output, row.prompt) == ([2, 1], [2, 0, 3], fork.prompt)
+
+
+def test_order_lets_named_transforms_take_one_anothers_places() -> None:
+    asked: dict[str, Any] = {"repetition_penalty": 2.0, "temperature": 0.5, "top_k": 3, "top_p": 0.9}
+    names = [stage.name for stage in make_row(**asked).stages]
+    assert names == ["repetition_penalty", "temperature", "top_k", "top_p"]
+    names = [stage.name for stage in make_row(**asked, order=["top_p", "temperature", "min_p"]).stages]
+    assert names == ["repetition_penalty", "top_p", "top_k", "temperature"]
+
+
+def test_temperature_after_top_p_truncates_the_plain_distribution() -> None:
+    """With p = (0.6, 0.3, 0.1): top-p 0.85 keeps two tokens before temperature 2, and three after it."""
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log().repeat(2, 1)
+    asked: dict[str, Any] = {"temperature": 2.0, "top_p": 0.85}
+    rows = [make_row(**asked), make_row(**asked, order=["top_p", "temperature"])]
+    found = pipeline.process(logits.clone(), rows)
+    assert [len(kept(row)) for row in found] == [3, 2]
+    torch.testing.assert_close(found[1, :2], logits[1, :2] / 2)
 
 
 def test_an_empty_batch_is_an_empty_batch() -> None:
     empty = torch.empty(0, 7)
-    assert Pipeline().process(empty, []).shape == (0, 7)
+    assert pipeline.process(empty, []).shape == (0, 7)
     assert sample(empty, [], []).shape == (0,)
 
 
@@ -202,16 +284,18 @@ def test_a_faulty_row_is_still_faulty_after_the_pipeline_and_hurts_no_other(faul
     rows = [make_row(prompt=[1], output=[0, 2], **asked) for _ in range(3)]
     sound = torch.tensor([[1.0, 0.5, -0.5, -INF], [0.1, 0.2, 0.3, 4.0]])
     logits = torch.stack([sound[0], torch.tensor(FAULTS[fault]), sound[1]])
-    found = Pipeline().process(logits, rows)
+    found = pipeline.process(logits, rows)
     assert faulty_rows(found).tolist() == [False, True, False]
-    alone = Pipeline().process(sound.clone(), [rows[0], rows[2]])
+    alone = pipeline.process(sound.clone(), [rows[0], rows[2]])
     assert torch.equal(found[[0, 2]], alone)
     assert sample(found, rows, [1, 2, 3])[[0, 2]].tolist() == sample(alone, [rows[0], rows[2]], [1, 3]).tolist()
 
 
-def test_a_row_masked_to_nothing_is_faulty() -> None:
+def test_a_row_masked_to_nothing_is_faulty_but_a_ban_yields() -> None:
     rows = [make_row(logit_bias={0: -INF, 1: -INF}), make_row(eos=[0, 1], stopping=StopConditions(min_tokens=1))]
-    assert faulty_rows(Pipeline().process(torch.zeros(2, 2), rows)).tolist() == [True, True]
+    found = pipeline.process(torch.tensor([[0.0, 0.0], [1.0, 2.0]]), rows)
+    assert faulty_rows(found).tolist() == [True, False]
+    assert found[1].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("vocab", [2, 100, 49152])
@@ -236,7 +320,7 @@ def test_low_temperature_is_the_arg_max(temperature: float) -> None:
     rows = [make_row(temperature=temperature, seed=i) for i in range(50)]
     best = logits.argmax(-1)
     logits.scatter_add_(1, best[:, None], torch.full((50, 1), 0.1))
-    processed = Pipeline().process(logits, rows)
+    processed = pipeline.process(logits, rows)
     assert not faulty_rows(processed).any()
     assert torch.equal(sample(processed, rows, range(50)), best)
 
@@ -290,7 +374,7 @@ def test_a_seed_means_the_same_in_any_batch_and_any_order() -> None:
 
     def draw(chosen: Sequence[int]) -> dict[int, int]:
         picked = [rows[i] for i in chosen]
-        processed = Pipeline().process(logits[list(chosen)].clone(), picked)
+        processed = pipeline.process(logits[list(chosen)].clone(), picked)
         tokens = sample(processed, picked, [positions[i] for i in chosen]).tolist()
         assert all(token in kept(processed[j]) for j, token in enumerate(tokens))
         return dict(zip(chosen, tokens, strict=True))
@@ -327,7 +411,7 @@ def test_seeds_branches_and_positions_give_different_draws() -> None:
 def test_row_counts_its_history() -> None:
     row = make_row(prompt=[4, 4, 1], output=[2, 2])
     assert row.prompt == {1, 4}
-    assert (row.output, row.num_outputs) == ({2: 2}, 2)
+    assert (row.counts, row.num_outputs) == ({2: 2}, 2)
     row.append(4)
-    assert (row.output, row.num_outputs) == ({2: 2, 4: 1}, 3)
+    assert (row.counts, row.output) == ({2: 2, 4: 1}, [2, 2, 4])
     assert row.prompt == {1, 4}

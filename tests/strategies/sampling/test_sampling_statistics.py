@@ -11,7 +11,8 @@ import torch
 from sampling_reference import kept, make_row, random_logits, softmax
 from torch import Tensor
 
-from strategies.sampling.pipeline import Pipeline, sample
+from strategies.sampling import pipeline
+from strategies.sampling.pipeline import sample
 from strategies.sampling.row import Row
 
 DRAWS = 24_000
@@ -39,7 +40,7 @@ def test_the_p_value_is_one() -> None:
 
 def draws(logits: Tensor, rows: list[Row], positions: range) -> tuple[Tensor, Tensor]:
     """Tokens drawn, and the processed logits of the first row (all rows have equal parameters)."""
-    processed = Pipeline().process(logits.repeat(len(rows), 1), rows)
+    processed = pipeline.process(logits.repeat(len(rows), 1), rows)
     return sample(processed, rows, positions), processed[0]
 
 

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from strategies.sampling.pipeline import Pipeline
+from strategies.sampling import pipeline
 from strategies.sampling.truncation import NUCLEUS_CANDIDATES, nucleus_threshold
 
 MARGIN = 2e-6  # how far float32 sums of probabilities may be off
@@ -28,7 +28,7 @@ LOGITS = st.lists(
 
 def process(logits: list[float] | Tensor, **parameters: Any) -> Tensor:
     """The pipeline's result for a batch of this one row, [V]."""
-    return Pipeline().process(torch.as_tensor(logits).clone()[None], [make_row(**parameters)])[0]
+    return pipeline.process(torch.as_tensor(logits).clone()[None], [make_row(**parameters)])[0]
 
 
 def check_values_kept(before: list[float], after: Tensor) -> None:
@@ -164,7 +164,7 @@ def test_equals_transformers(vocab: int, temperature: float, k: int, p: float, l
     for warper in transformers_warpers(temperature, k, p, least):
         expected = warper(torch.zeros(8, 1, dtype=torch.int64), expected)
     rows = [make_row(temperature=temperature, top_k=k, top_p=p, min_p=least) for _ in range(8)]
-    torch.testing.assert_close(Pipeline().process(logits.clone(), rows), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(pipeline.process(logits.clone(), rows), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.3, 0.9, 0.999, 1 - 1e-9])
@@ -184,7 +184,7 @@ def test_peaked_rows_are_the_same_beside_a_flat_one() -> None:
     vocab = 3 * NUCLEUS_CANDIDATES
     logits = torch.cat([random_logits(3, vocab, seed=9, scale=5.0), random_logits(1, vocab, seed=9, scale=0.01)])
     rows = [make_row(top_p=0.9) for _ in range(4)]
-    found = Pipeline().process(logits.clone(), rows)
+    found = pipeline.process(logits.clone(), rows)
     for i in range(4):
         assert torch.equal(found[i], process(logits[i], top_p=0.9))
         assert (len(kept(found[i])) > NUCLEUS_CANDIDATES) == (i == 3)

@@ -1,0 +1,64 @@
+"""Which decoding a request gets, and what the reply says about it.
+
+Precedence: the body's `decoding`, the model name (`name@preset`), the header `x-decoding-strategy`, the server's
+default. The first that is there counts alone; nothing is merged, and nothing is ever read out of a prompt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from decoding_server.errors import InvalidField
+from decoding_server.protocol.decoding import ResolvedDecoding, resolved_transform
+from strategies import registry
+from strategies.runtime import Generation
+from strategies.sampling.row import stages_of
+
+HEADER = "x-decoding-strategy"
+SEPARATOR = "@"
+SLOTS = ("sampler", "penalty")
+
+
+def split_model(name: str, served: tuple[str, ...]) -> tuple[str, str | None]:
+    """`name@preset` to its parts; a served name that holds the separator itself is not split."""
+    base, separator, preset = name.rpartition(SEPARATOR)
+    return (base, preset) if separator and name not in served and base in served else (name, None)
+
+
+def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> Any:
+    """A name, or {"strategy": name, ...parameters}, to the object with slots that it stands for.
+
+    A preset of that name comes first, then a transform. Anything else is left to validation. Raises InvalidField.
+    """
+    parameters: dict[str, Any] = {}
+    if isinstance(value, dict) and "strategy" in value:
+        parameters = {name: given for name, given in value.items() if name != "strategy"}
+        value = value["strategy"]
+        param = f"{param}.strategy"
+        if not isinstance(value, str):
+            raise InvalidField(f"'{param}': must be a name.", param, "invalid_type")
+    if not isinstance(value, str):
+        return value
+    if value in presets:
+        if parameters:
+            raise InvalidField(f"'{param}': the preset {value!r} takes no parameters.", param)
+        return presets[value]
+    for slot in SLOTS:
+        known = registry.registered("transform").get(value)
+        if known is not None and known.slot == slot:
+            return {slot: {"type": value, **parameters}}
+    names = sorted({*presets, *(name for name, kind in registry.registered("transform").items() if kind.slot)})
+    raise InvalidField(f"'{param}': {value[:100]!r} is unknown; there are: {', '.join(names)}.", param)
+
+
+def resolved_decoding(generation: Generation, eos_token_ids: frozenset[int]) -> ResolvedDecoding:
+    """Everything that is needed to ask for the same again."""
+    sampling, limits = generation.sampling, asdict(generation.meter.budget)
+    return {
+        "seed": generation.seed,
+        "temperature": sampling.temperature,
+        "sampler": [resolved_transform(one) for one in sampling.transforms if one.slot == "sampler"],
+        "penalty": [resolved_transform(one) for one in sampling.transforms if one.slot == "penalty"],
+        "pipeline": [stage.name for stage in stages_of(generation, eos_token_ids)],
+        "budget": {unit: limit for unit, limit in limits.items() if limit is not None} or None,
+    }

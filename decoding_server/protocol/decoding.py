@@ -1,0 +1,112 @@
+"""The `decoding` object: how an answer is decoded. It is strict: what can't be honoured is refused."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from typing_extensions import TypedDict
+
+from decoding_server.protocol.sampling import invalid
+from strategies import registry
+from strategies.sampling.transform import Transform
+
+
+class BudgetOptions(BaseModel):
+    """Limits of one request over all its choices; at the limit the best answer so far is returned.
+
+    forward_tokens and flops count what the model computes (prompt tokens from the prefix cache are free),
+    output_tokens what it generates, seconds the wall time since submission.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    forward_tokens: Annotated[int, Field(gt=0, le=2**63)] | None = None
+    output_tokens: Annotated[int, Field(gt=0, le=2**63)] | None = None
+    flops: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+def slot_transforms(slot: str) -> dict[str, type[Transform]]:
+    """The transforms that `decoding.<slot>` can name, by name."""
+    return {name: kind for name, kind in registry.registered("transform").items() if kind.slot == slot}
+
+
+def parse_transform(value: Any, slot: str, where: str = "") -> Transform:
+    """`{"type": name, ...parameters}` or a bare name to a transform. where: "[i]" inside a list."""
+    if isinstance(value, str):
+        value = {"type": value}
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise invalid("must be a name, or an object with a 'type' and its parameters", where)
+    known = slot_transforms(slot)
+    kind = known.get(value["type"])
+    if kind is None:
+        raise invalid(f"{value['type'][:100]!r} is unknown; there are: {', '.join(sorted(known))}", f"{where}.type")
+    try:
+        return kind.model_validate({name: given for name, given in value.items() if name != "type"})
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+        culprit = str(fault.get("ctx", {}).get("field", "")) if not fault["loc"] else ""
+        raise invalid(message[:1].lower() + message[1:], where + path + (f".{culprit}" if culprit else "")) from error
+
+
+def _transforms(slot: str) -> PlainValidator:
+    def validate(value: Any) -> list[Transform]:
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            return [parse_transform(value, slot)]
+        return [parse_transform(one, slot, f"[{i}]") for i, one in enumerate(value)]
+
+    return PlainValidator(validate)
+
+
+class DecodingOptions(BaseModel):
+    """How the answer is decoded; every part is optional.
+
+    sampler, penalty: one transform or a list, each a name or {"type": name, ...parameters}; with a sampler, the model's
+    own default top_k, top_p and min_p do not apply. pipeline: transforms that take one another's places in the default
+    order. budget: what the request may spend.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    sampler: Annotated[list[Transform], _transforms("sampler"), WithJsonSchema({})] = Field(default_factory=list)
+    penalty: Annotated[list[Transform], _transforms("penalty"), WithJsonSchema({})] = Field(default_factory=list)
+    pipeline: list[str] | None = None
+    budget: BudgetOptions | None = None
+
+
+class ResolvedTransform(TypedDict, total=False):
+    """`type`, and the transform's parameters, defaults included."""
+
+    type: str
+
+
+class ResolvedDecoding(TypedDict):
+    """What a reply says about how it was decoded: everything that is needed to ask for the same again.
+
+    pipeline: names of all stages in the order in which they ran. budget: limits that were set.
+    """
+
+    seed: int
+    temperature: float
+    sampler: list[ResolvedTransform]
+    penalty: list[ResolvedTransform]
+    pipeline: list[str]
+    budget: dict[str, float] | None
+
+
+def resolved_transform(transform: Transform) -> ResolvedTransform:
+    return {"type": transform.name, **transform.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
+
+
+def duplicate(transforms: Sequence[Transform]) -> str | None:
+    """The name of a transform that occurs twice."""
+    seen: set[str] = set()
+    for transform in transforms:
+        if transform.name in seen:
+            return transform.name
+        seen.add(transform.name)
+    return None

@@ -1,0 +1,28 @@
+"""GET /v1/strategies."""
+
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+
+class Strategy(TypedDict):
+    """One strategy: the slot of `decoding` that takes it, its parameters' JSON schema, what it works with.
+
+    supports.greedy: whether it has an effect at temperature 0.
+    """
+
+    id: str
+    object: Literal["strategy"]
+    slot: str
+    summary: str
+    stage: str
+    parameters: dict[str, Any]
+    supports: dict[str, bool]
+    runtimes: list[str]
+
+
+class StrategyList(TypedDict):
+    object: Literal["list"]
+    data: list[Strategy]
+    presets: dict[str, Any]
+    budget: dict[str, Any]
