@@ -96,6 +96,9 @@ def load_runtime(config: "ServerConfig") -> "Runtime":
         prefix_cache=config.prefix_cache,
         chat_template=config.chat_template,
         threads=config.threads,
+        draft_models=[resolve(draft) for draft in config.draft_model],
+        draft_dtype=config.draft_dtype,
+        early_exit_layers=config.early_exit_layers,
     )
     return load(resolve(config.model), options)
 

@@ -71,8 +71,14 @@ class ServerConfig(BaseSettings):
         None, description="memory of the KV cache, e.g. 512MiB or 2GiB"
     )
     prefix_cache: bool = Field(True, description="reuse the computation of common prompt beginnings")
-    draft_model: str | None = Field(
-        None, description="reserved for speculative decoding, which this version doesn't have"
+    draft_model: Annotated[list[str], NoDecode] = Field(
+        [], description="model that drafts for speculation, given as MODEL is; repeatable, the first is the default"
+    )
+    draft_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="type of the draft models' weights"
+    )
+    early_exit_layers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="lets so many first layers of the model draft for the whole of it"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None, description="makes requests without a seed repeatable, in the order in which they arrive"
@@ -128,7 +134,7 @@ class ServerConfig(BaseSettings):
     def _json(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
 
-    @field_validator("api_key", "served_model_name", "cors_origin", mode="before")
+    @field_validator("api_key", "served_model_name", "cors_origin", "draft_model", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         """One value, or several: a list, or text with commas (the form for the environment)."""
@@ -139,13 +145,6 @@ class ServerConfig(BaseSettings):
     def _keys_are_not_empty(cls, value: list[SecretStr]) -> list[SecretStr]:
         if not all(key.get_secret_value() for key in value):
             raise ValueError("must not be empty")
-        return value
-
-    @field_validator("draft_model")
-    @classmethod
-    def _no_speculation_yet(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("speculative decoding is not part of this version")
         return value
 
     @classmethod

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from decoding_server.errors import InvalidField
-from decoding_server.protocol.decoding import ResolvedDecoding, resolved_transform
+from decoding_server.protocol.decoding import ResolvedDecoding, resolved_speculation, resolved_transform
 from strategies import registry
 from strategies.runtime import Generation
 from strategies.sampling.row import stages_of
@@ -47,7 +47,15 @@ def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> A
         known = registry.registered("transform").get(value)
         if known is not None and known.slot == slot:
             return {slot: {"type": value, **parameters}}
-    names = sorted({*presets, *(name for name, kind in registry.registered("transform").items() if kind.slot)})
+    if value in registry.registered("speculation"):
+        return {"speculation": {"type": value, **parameters}}
+    names = sorted(
+        {
+            *presets,
+            *(name for name, kind in registry.registered("transform").items() if kind.slot),
+            *registry.registered("speculation"),
+        }
+    )
     raise InvalidField(f"'{param}': {value[:100]!r} is unknown; there are: {', '.join(names)}.", param)
 
 
@@ -60,5 +68,6 @@ def resolved_decoding(generation: Generation, eos_token_ids: frozenset[int]) -> 
         "sampler": [resolved_transform(one) for one in sampling.transforms if one.slot == "sampler"],
         "penalty": [resolved_transform(one) for one in sampling.transforms if one.slot == "penalty"],
         "pipeline": [stage.name for stage in stages_of(generation, eos_token_ids)],
+        "speculation": None if generation.speculation is None else resolved_speculation(generation.speculation),
         "budget": {unit: limit for unit, limit in limits.items() if limit is not None} or None,
     }

@@ -144,10 +144,20 @@ class RunningRequest:
         spend = self.meter.spend
         usage = self.token_counts()
         usage["prompt_tokens_details"] = {"cached_tokens": min(spend.cached_tokens, usage["prompt_tokens"])}
+        if spend.rounds:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": spend.accepted_tokens,
+                "rejected_prediction_tokens": spend.drafted_tokens - spend.accepted_tokens,
+            }
         usage["decoding"] = {
             "target_tokens": spend.target_tokens,
+            "draft_tokens": spend.draft_tokens,
             "cached_tokens": spend.cached_tokens,
             "output_tokens": spend.output_tokens,
+            "drafted_tokens": spend.drafted_tokens,
+            "accepted_tokens": spend.accepted_tokens,
+            "accepted_by_level": spend.accepted_by_level,
+            "rounds": spend.rounds,
             "forward_passes": spend.forward_passes,
             "flops": spend.flops,
             "seconds": round(self.meter.seconds, 6),

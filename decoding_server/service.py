@@ -123,6 +123,7 @@ class Service:
                 cache_salt=request.cache_salt or "",
                 skip_special_tokens=request.skip_special_tokens is not False,
                 visible_special_tokens=visible_special_tokens,
+                speculation=None if request.decoding is None else request.decoding.speculation,
                 meter=meter,
             )
             for prompt in prompts
@@ -136,7 +137,7 @@ class Service:
         resolved = resolved_decoding(generations[0], self.runtime.info.eos_token_ids)
         observer.described(
             self.model_name(request.model),
-            strategy_of(sampling),
+            strategy_of(generations[0]),
             stream=bool(request.stream),
             n=request.choices_per_prompt,
             max_tokens=stopping.max_tokens,
@@ -208,9 +209,11 @@ class Service:
                 raise InvalidField(f"'{param}': token id {token} is outside the vocabulary of {size} tokens.", param)
 
 
-def strategy_of(sampling: SamplingParameters) -> str:
-    """The label of a request in metrics: the transform that gives it its character, or "standard"."""
-    special = [one.name for one in sampling.transforms if one.slot is not None and one.name not in ORDINARY]
+def strategy_of(generation: Generation) -> str:
+    """The label of a request in metrics: its speculation, else the transform that gives it its character."""
+    if generation.speculation is not None:
+        return generation.speculation.name
+    special = [one.name for one in generation.sampling.transforms if one.slot and one.name not in ORDINARY]
     return special[-1] if special else STANDARD
 
 

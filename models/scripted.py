@@ -6,6 +6,7 @@ through the slots and the tree that the engine names. A wrong slot gives a wrong
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.torch_runtime.batch import PackedBatch, Segment
+from models.torch_runtime.drafters import ModelDrafter
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.model import ModelShape
@@ -169,8 +171,9 @@ def scripted_runtime(
     max_waiting: int = 1024,
     prefix_cache: bool = True,
     step_timeout: float = 60.0,
+    drafts: Mapping[str, Distribution] | None = None,
 ) -> TorchRuntime:
-    """The real engine and runtime around a `ScriptedModel`. The caller closes it."""
+    """The real engine and runtime around a `ScriptedModel`, with scripted draft models. The caller closes it."""
     model = ScriptedModel(distribution, tokenizer.vocab_size, max_positions=max_model_len)
     info = ModelInfo(
         name="scripted",
@@ -193,5 +196,15 @@ def scripted_runtime(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         prefix_cache=prefix_cache,
+        drafters=lambda pool: [
+            ModelDrafter(
+                name,
+                ScriptedModel(draft, tokenizer.vocab_size, max_positions=max_model_len),
+                replace(info, name=name),
+                pool,
+                tokenizer.vocab_size,
+            )
+            for name, draft in (drafts or {}).items()
+        ],
     )
     return TorchRuntime(engine, info, tokenizer, max_waiting=max_waiting, step_timeout=step_timeout)

@@ -140,6 +140,10 @@ class HuggingFaceTokenizer:
             known = self._bytes[token] = self._decoder.bytes_of(text)
         return known
 
+    def table(self) -> list[bytes]:
+        """Bytes of every token, by id."""
+        return [self.token_bytes(token) for token in range(self._vocab_size)]
+
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 

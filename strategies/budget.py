@@ -32,15 +32,25 @@ class Spend:
     """What one request has cost so far.
 
     target_tokens:   tokens computed by the target model
+    draft_tokens:    tokens computed by a draft
     cached_tokens:   prompt tokens served from the prefix cache instead
     output_tokens:   tokens generated, over all choices
+    drafted_tokens:  draft tokens that the target verified
+    accepted_tokens: those of them that became output
+    accepted_by_level: the same by level of the draft tree, first level first
+    rounds:          forward passes of a sequence that verified drafts; accepted_tokens / rounds + 1 is block efficiency
     forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
     flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
     """
 
     target_tokens: int = 0
+    draft_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_by_level: list[int] = field(default_factory=list)
+    rounds: int = 0
     forward_passes: int = 0
     flops: float = 0.0
 
@@ -64,9 +74,17 @@ class Meter:
 
     def refuses(self, *, tokens: int = 0, flops: float = 0.0, outputs: int = 0) -> BudgetUnit | None:
         """The unit in which spending this much more would pass the limit, or None. Remembers the answer."""
+        unit = self.lacks(tokens=tokens, flops=flops, outputs=outputs)
+        if unit is not None:
+            self.exhausted = unit
+        return unit
+
+    def lacks(self, *, tokens: int = 0, flops: float = 0.0, outputs: int = 0) -> BudgetUnit | None:
+        """As `refuses`, for work that could also be done in smaller pieces: it remembers nothing."""
         budget, spend = self.budget, self.spend
         unit: BudgetUnit | None = None
-        if budget.forward_tokens is not None and spend.target_tokens + tokens > budget.forward_tokens:
+        forward_tokens = spend.target_tokens + spend.draft_tokens
+        if budget.forward_tokens is not None and forward_tokens + tokens > budget.forward_tokens:
             unit = "forward_tokens"
         elif budget.output_tokens is not None and spend.output_tokens + outputs > budget.output_tokens:
             unit = "output_tokens"
@@ -74,8 +92,6 @@ class Meter:
             unit = "flops"
         elif budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
             unit = "seconds"
-        if unit is not None:
-            self.exhausted = unit
         return unit
 
     def charge(self, *, tokens: int, flops: float, step: int) -> None:

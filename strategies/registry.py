@@ -16,13 +16,13 @@ from strategies.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["transform"]
+Kind = Literal["transform", "speculation"]
 
 ENTRY_POINT_GROUP = "decoding_server.strategies"
-BUILT_IN = ("strategies.sampling",)
+BUILT_IN = ("strategies.sampling", "strategies.speculative")
 """Packages whose modules, imported, register the built-in strategies."""
 
-_registered: dict[Kind, dict[str, type[Any]]] = {"transform": {}}
+_registered: dict[Kind, dict[str, type[Any]]] = {"transform": {}, "speculation": {}}
 
 
 def register(kind: Kind, name: str, strategy: type[Any]) -> None:
@@ -38,7 +38,7 @@ def load() -> None:
     """Imports every built-in module and every plug-in, once. A plug-in that fails is logged and left out."""
     for package in BUILT_IN:
         path = importlib.import_module(package).__path__
-        for module in pkgutil.iter_modules(path, package + "."):
+        for module in pkgutil.walk_packages(path, package + "."):
             importlib.import_module(module.name)
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:

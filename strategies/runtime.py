@@ -13,6 +13,7 @@ from strategies.text import Tokenizer
 
 if TYPE_CHECKING:
     from strategies.sampling.transform import Transform
+    from strategies.speculative.speculation import Speculation
 
 FinishReason = Literal["stop", "length"]
 LogprobsMode = Literal["raw", "processed"]
@@ -63,7 +64,8 @@ class Generation:
     priority: smaller ones are admitted first; among equals the earlier. cache_salt: prompts share cached prefixes only
     with prompts of an equal salt. skip_special_tokens: whether special tokens have no text in the answer, but for
     visible_special_tokens. pooling: the mean or the last of the prompt's hidden states is wanted (after the final
-    norm); mean computes them all, no cache.
+    norm); mean computes them all, no cache. speculation: how draft tokens are proposed and verified, None for one token
+    at a time; either way the output has the same distribution.
     """
 
     prompt: Sequence[int]
@@ -80,6 +82,7 @@ class Generation:
     skip_special_tokens: bool = True
     visible_special_tokens: frozenset[int] = frozenset()
     pooling: Pooling | None = None
+    speculation: "Speculation | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """GET /v1/strategies: everything that `decoding` can ask for, with JSON schemas."""
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from decoding_server.api.endpoint import service_of
@@ -8,6 +9,7 @@ from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.strategies import Strategy, StrategyList
 from strategies.registry import registered
 from strategies.sampling.transform import Transform
+from strategies.speculative.speculation import Speculation
 
 router = APIRouter()
 
@@ -21,7 +23,8 @@ async def list_strategies(request: Request) -> StrategyList:
             strategy
             for name, kind in sorted(registered("transform").items())
             if (strategy := described(name, kind)) is not None
-        ],
+        ]
+        + [described_speculation(name, kind) for name, kind in sorted(registered("speculation").items())],
         "presets": dict(service_of(request).config.presets),
         "budget": BudgetOptions.model_json_schema(),
     }
@@ -31,21 +34,27 @@ def described(name: str, kind: type[Transform]) -> Strategy | None:
     """None for stages that no slot names (bias, minimum length, ...)."""
     if kind.slot is None:
         return None
+    supports = {"greedy": kind.greedy, "speculation": not kind.observes}
+    return _strategy(name, kind, kind.slot, kind.stage.name.lower(), exact=False, supports=supports)
+
+
+def described_speculation(name: str, kind: type[Speculation]) -> Strategy:
+    supports = {"greedy": True, "speculation": False, "coupled": kind.couples, "draft_needed": kind.uses_draft}
+    return _strategy(name, kind, "speculation", "speculation", exact=True, supports=supports)
+
+
+def _strategy(
+    name: str, kind: type[BaseModel], slot: str, stage: str, *, exact: bool, supports: dict[str, bool]
+) -> Strategy:
+    everywhere = dict.fromkeys(("stream", "n", "stop", "logprobs", "seed", "tools", "structured_output"), True)
     return {
         "id": name,
         "object": "strategy",
-        "slot": kind.slot,
-        "summary": (kind.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "),
-        "stage": kind.stage.name.lower(),
+        "slot": slot,
+        "summary": " ".join((kind.__doc__ or "").split("\n\n")[0].split()),
+        "stage": stage,
         "parameters": kind.model_json_schema(),
-        "supports": {
-            "greedy": kind.greedy,
-            "stream": True,
-            "n": True,
-            "stop": True,
-            "logprobs": True,
-            "seed": True,
-            "tools": True,
-        },
+        "exact": exact,
+        "supports": everywhere | supports,
         "runtimes": ["torch"],
     }

@@ -1,6 +1,6 @@
 """The `decoding` object: how an answer is decoded. It is strict: what can't be honoured is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from decoding_server.protocol.sampling import invalid
 from strategies import registry
 from strategies.sampling.transform import Transform
+from strategies.speculative.speculation import Speculation
 
 
 class BudgetOptions(BaseModel):
@@ -33,11 +34,15 @@ def slot_transforms(slot: str) -> dict[str, type[Transform]]:
 
 def parse_transform(value: Any, slot: str, where: str = "") -> Transform:
     """`{"type": name, ...parameters}` or a bare name to a transform. where: "[i]" inside a list."""
+    chosen: Transform = _parse(value, slot_transforms(slot), where)
+    return chosen
+
+
+def _parse(value: Any, known: Mapping[str, type[Any]], where: str) -> Any:
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise invalid("must be a name, or an object with a 'type' and its parameters", where)
-    known = slot_transforms(slot)
     kind = known.get(value["type"])
     if kind is None:
         raise invalid(f"{value['type'][:100]!r} is unknown; there are: {', '.join(sorted(known))}", f"{where}.type")
@@ -47,8 +52,18 @@ def parse_transform(value: Any, slot: str, where: str = "") -> Transform:
         fault = error.errors(include_url=False, include_input=False)[0]
         message = fault["msg"].removeprefix("Value error, ")
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
-        culprit = str(fault.get("ctx", {}).get("field", "")) if not fault["loc"] else ""
+        context = fault.get("ctx", {})
+        culprit = str(context.get("field") or context.get("param") or "") if not fault["loc"] else ""
+        message = message.removeprefix(f"{culprit}: ")
         raise invalid(message[:1].lower() + message[1:], where + path + (f".{culprit}" if culprit else "")) from error
+
+
+def parse_speculation(value: Any) -> Speculation | None:
+    """`{"type": name, ...parameters}` or a bare name."""
+    if value is None:
+        return None
+    chosen: Speculation = _parse(value, registry.registered("speculation"), "")
+    return chosen
 
 
 def _transforms(slot: str) -> PlainValidator:
@@ -67,7 +82,8 @@ class DecodingOptions(BaseModel):
 
     sampler, penalty: one transform or a list, each a name or {"type": name, ...parameters}; with a sampler, the model's
     own default top_k, top_p and min_p do not apply. pipeline: transforms that take one another's places in the default
-    order. budget: what the request may spend.
+    order. speculation: how draft tokens are proposed and verified, likewise a name or an object. budget: what the
+    request may spend.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -75,6 +91,7 @@ class DecodingOptions(BaseModel):
     sampler: Annotated[list[Transform], _transforms("sampler"), WithJsonSchema({})] = Field(default_factory=list)
     penalty: Annotated[list[Transform], _transforms("penalty"), WithJsonSchema({})] = Field(default_factory=list)
     pipeline: list[str] | None = None
+    speculation: Annotated[Speculation | None, PlainValidator(parse_speculation), WithJsonSchema({})] = None
     budget: BudgetOptions | None = None
 
 
@@ -95,11 +112,16 @@ class ResolvedDecoding(TypedDict):
     sampler: list[ResolvedTransform]
     penalty: list[ResolvedTransform]
     pipeline: list[str]
+    speculation: ResolvedTransform | None
     budget: dict[str, float] | None
 
 
 def resolved_transform(transform: Transform) -> ResolvedTransform:
     return {"type": transform.name, **transform.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
+
+
+def resolved_speculation(speculation: Speculation) -> ResolvedTransform:
+    return {"type": speculation.name, **speculation.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
 
 
 def duplicate(transforms: Sequence[Transform]) -> str | None:

@@ -8,7 +8,8 @@ from typing_extensions import TypedDict
 class Strategy(TypedDict):
     """One strategy: the slot of `decoding` that takes it, its parameters' JSON schema, what it works with.
 
-    supports.greedy: whether it has an effect at temperature 0.
+    exact: whether the output's distribution is that of decoding without it. supports.greedy: whether it has an effect
+    at temperature 0; supports.speculation: whether it can be combined with speculation.
     """
 
     id: str
@@ -17,6 +18,7 @@ class Strategy(TypedDict):
     summary: str
     stage: str
     parameters: dict[str, Any]
+    exact: bool
     supports: dict[str, bool]
     runtimes: list[str]
 

@@ -11,16 +11,30 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """Draft tokens that became output, and those that did not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class DecodingUsage(TypedDict):
     """The request's spend over all its choices (`strategies.budget.Spend`).
 
-    target_tokens: computed by the model. cached_tokens: taken from the prefix cache instead. output_tokens: generated.
-    seconds: wall time since submission. budget_exhausted: the unit that ended the request, or null.
+    target_tokens: computed by the model. draft_tokens: computed by a draft. drafted_tokens: verified in `rounds`
+    forward passes; accepted_tokens of them became output, by level of the draft tree in accepted_by_level.
+    cached_tokens: taken from the prefix cache instead. output_tokens: generated. seconds: wall time since submission.
+    budget_exhausted: the unit that ended the request, or null.
     """
 
     target_tokens: int
+    draft_tokens: int
     cached_tokens: int
     output_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    accepted_by_level: list[int]
+    rounds: int
     forward_passes: int
     flops: float
     seconds: float
@@ -34,4 +48,5 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[PromptTokensDetails]
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
     decoding: NotRequired[DecodingUsage]

@@ -143,8 +143,8 @@ class FusedDecoder:
         )
         del self._weights
 
-    def forward(self, batch: PackedBatch, pool: SlotPool) -> Tensor:
-        """See `ForwardModel.forward`. [T] tokens -> [T, hidden_size]."""
+    def forward(self, batch: PackedBatch, pool: SlotPool, layers: int | None = None) -> Tensor:
+        """See `ForwardModel.forward`. [T] tokens -> [T, hidden_size]. layers: only so many of them (early exit)."""
         config, kernels = self.config, self.kernels
         count = batch.num_tokens
         x = embedding(batch.token_ids, self._embedding).to(self._dtype)
@@ -154,7 +154,8 @@ class FusedDecoder:
         attention = KernelAttention(batch, kernels)
         scale = config.head_dim**-0.5
         kernels.rms_norm(x, self.layers[0].input_norm, config.norm_eps, normed)
-        for i, layer in enumerate(self.layers):
+        used = self.layers[:layers]
+        for i, layer in enumerate(used):
             keys, values = pool.keys[i], pool.values[i]
             kernels.rope_store(
                 layer.qkv(normed), self._cos, self._sin, batch.positions, batch.slots, keys, values, query,
@@ -164,7 +165,7 @@ class FusedDecoder:
             delta = layer.output(attended.view(count, -1))
             kernels.add_rms_norm(x, delta, layer.post_norm, config.norm_eps, normed)
             kernels.silu_mul(layer.gate_up(normed), activated)
-            following = self.layers[i + 1].input_norm if i + 1 < len(self.layers) else self._norm
+            following = used[i + 1].input_norm if i + 1 < len(used) else self._norm
             kernels.add_rms_norm(x, layer.down(activated), following, config.norm_eps, normed)
         return normed
 

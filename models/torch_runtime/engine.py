@@ -1,7 +1,7 @@
 """The engine: one step is schedule, forward, sample, commit. It runs on its own thread; see `runtime`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from models.torch_runtime.batch import PackedBatch, Segment
+from models.torch_runtime.drafters import Drafter
 from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.model import ForwardModel
 from models.torch_runtime.scheduler import Scheduler, Work
 from models.torch_runtime.sequence import Sequence as TokenSequence
+from models.torch_runtime.speculation import Round, Speculator, default_first, without_nan
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
-from strategies.runtime import ModelInfo, TokenLogprob
+from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
 from strategies.sampling.pipeline import faulty_rows, process, sample
+from strategies.sampling.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +46,10 @@ class Engine:
         max_num_batched_tokens: int,
         prefix_cache: bool = True,
         draw: Callable[[Tensor, Tensor], Tensor] = gumbel_argmax,
+        drafters: Callable[[SlotPool], Sequence[Drafter]] = lambda pool: (),
     ) -> None:
-        """Raises ValueError for a pool in which the longest sequence does not fit: it would preempt itself for ever."""
+        """drafters: makes them, given the target's pool. Raises ValueError for a pool in which the longest sequence
+        does not fit: it would preempt itself for ever."""
         if num_slots < info.max_model_len:
             raise ValueError(f"{num_slots} KV slots can't hold a sequence of {info.max_model_len} tokens")
         shape = model.shape
@@ -57,9 +62,11 @@ class Engine:
             dtype=shape.kv_dtype,
             device=shape.device,
         )
+        self.speculator = Speculator(info, default_first(drafters(self.pool)))
         self.scheduler = Scheduler(
             self.pool,
             info,
+            self.speculator,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_cache=prefix_cache,
@@ -74,19 +81,12 @@ class Engine:
         if not works:
             return False
         self.steps += 1
-        batch = PackedBatch([self._segment(work) for work in works], self.model.shape.device)
+        rounds = self._draft(works)
+        segments = [rounds[i].target_segment() if i in rounds else self._segment(work) for i, work in enumerate(works)]
+        batch = PackedBatch(segments, self.model.shape.device)
         hidden = self.model.forward(batch, self.pool)
-        scored = [i for i, work in enumerate(works) if work.sequence.wants_prompt_logits]
-        for i in scored:
-            self._score_prompt(works[i], hidden[batch.starts[i] : batch.starts[i] + works[i].count])
-        for i, work in enumerate(works):
-            if work.sequence.wants_hidden:
-                end = min(work.count, work.sequence.num_prompt - work.start)
-                work.sequence.add_hidden(work.start, hidden[batch.starts[i] : batch.starts[i] + end])
-        sampling = [i for i, work in enumerate(works) if work.sample]
-        ends = [batch.starts[i] + works[i].count - 1 for i in sampling]
-        sampled = self._sample([works[i].sequence for i in sampling], hidden, ends) if sampling else []
-        self._commit(works, dict(zip(sampling, sampled, strict=True)))
+        self._read_prompts(works, batch, hidden)
+        self._commit(works, rounds, self._sample(works, rounds, batch, hidden))
         return True
 
     @staticmethod
@@ -94,34 +94,122 @@ class Engine:
         tokens = work.sequence.tokens[work.start : work.start + work.count]
         return Segment.chain(tokens.astype(np.int64), work.slots, work.context)
 
-    def _sample(self, sequences: Sequence[TokenSequence], hidden: Tensor, ends: Sequence[int]) -> list[Sampled]:
-        """Draws one token per sequence from the hidden states at rows `ends`; one device-to-host copy."""
-        logits = self.model.logits(hidden if len(ends) == len(hidden) else hidden[ends])
-        wanted = {
-            mode: [
-                i
-                for i, sequence in enumerate(sequences)
-                if sequence.generation.logprobs is not None and sequence.generation.logprobs_mode == mode
-            ]
-            for mode in ("raw", "processed")
-        }
-        scored = [(wanted["raw"], logits[wanted["raw"]].log_softmax(-1))] if wanted["raw"] else []
-        rows = [sequence.row for sequence in sequences]
+    def _draft(self, works: Sequence[Work]) -> dict[int, Round]:
+        """Draft trees by number of the work that they belong to."""
+        rounds: dict[int, Round] = {}
+        behind: list[TokenSequence] = []
+        for i, work in enumerate(works):
+            speculation = work.sequence.generation.speculation
+            if work.plan is None or speculation is None:
+                continue
+            if work.plan.levels:
+                rounds[i] = Round(work.sequence, speculation, work.plan, work.slots)
+            else:
+                behind.append(work.sequence)
+        if behind:
+            self.speculator.catch_up(behind)
+        if rounds:
+            self.speculator.draft(list(rounds.values()))
+            for i, one in rounds.items():
+                work, tree = works[i], one.tree
+                self.scheduler.settle_draft(work, len(tree), one.draft_tokens, one.draft_flops)
+        return rounds
+
+    def _sample(
+        self, works: Sequence[Work], rounds: Mapping[int, Round], batch: PackedBatch, hidden: Tensor
+    ) -> dict[int, list[Sampled]]:
+        """The tokens that each work emits: one, or a round's verdict."""
+        spans: dict[int, range] = {}
+        picks: list[int] = []
+        rows: list[Row] = []
+        for i, work in enumerate(works):
+            if work.sample:
+                end = batch.starts[i] + batch.lengths[i]
+                first = batch.starts[i] if i in rounds else end - 1
+                spans[i] = range(len(picks), len(picks) + end - first)
+                picks += range(first, end)
+                rows += rounds[i].rows if i in rounds else [work.sequence.row]
+        if not spans:
+            return {}
+        logits = self.model.logits(hidden if len(picks) == len(hidden) else hidden[picks])
+        scores = self._scores(works, spans, logits, "raw")
         logits = process(logits, rows)
-        if wanted["processed"]:
-            scored.append((wanted["processed"], logits[wanted["processed"]].log_softmax(-1)))
+        scores |= self._scores(works, spans, logits, "processed")
+        single = [i for i in spans if i not in rounds]
+        outcomes = self._draw_single(works, spans, single, logits, scores) if single else {}
+        for i, one in rounds.items():
+            span = spans[i]
+            outcomes[i] = self._draw_round(one, logits[span.start : span.stop], scores.get(i))
+        return outcomes
+
+    @staticmethod
+    def _scores(
+        works: Sequence[Work], spans: Mapping[int, range], logits: Tensor, mode: LogprobsMode
+    ) -> dict[int, Tensor]:
+        """Log-probabilities of the rows of those that want them in this mode, by work."""
+        wanted = [
+            i
+            for i in spans
+            if works[i].sequence.generation.logprobs is not None and works[i].sequence.generation.logprobs_mode == mode
+        ]
+        if not wanted:
+            return {}
+        values = logits[[row for i in wanted for row in spans[i]]].log_softmax(-1)
+        sizes = [len(spans[i]) for i in wanted]
+        return dict(zip(wanted, torch.split(values, sizes), strict=True))
+
+    def _draw_single(
+        self,
+        works: Sequence[Work],
+        spans: Mapping[int, range],
+        single: Sequence[int],
+        logits: Tensor,
+        scores: Mapping[int, Tensor],
+    ) -> dict[int, list[Sampled]]:
+        """One token for each of the works `single`; one device-to-host copy."""
+        if len(single) < len(logits):
+            logits = logits[[spans[i].start for i in single]]
+        sequences = [works[i].sequence for i in single]
         faulty = faulty_rows(logits)
+        rows = [sequence.row for sequence in sequences]
         tokens = sample(logits, rows, [sequence.length for sequence in sequences], self._draw)
         host_tokens, host_faulty = torch.stack([tokens, faulty.to(tokens.dtype)]).tolist()
-        logprobs: dict[int, TokenLogprob] = {}
-        for members, values in scored:
-            counts = [sequences[i].generation.logprobs or 0 for i in members]
-            entries = token_logprobs(values, [host_tokens[i] for i in members], counts)
-            logprobs |= zip(members, entries, strict=True)
+        chosen = dict(zip(single, host_tokens, strict=True))
+        entries: dict[int, TokenLogprob] = {}
+        scored = [i for i in single if i in scores]
+        if scored:
+            counts = [works[i].sequence.generation.logprobs or 0 for i in scored]
+            values = torch.cat([scores[i] for i in scored])
+            entries |= zip(scored, token_logprobs(values, [chosen[i] for i in scored], counts), strict=True)
+        return {
+            i: [Sampled(token, bool(bad), entries.get(i))]
+            for i, token, bad in zip(single, host_tokens, host_faulty, strict=True)
+        }
+
+    def _draw_round(self, one: Round, logits: Tensor, scores: Tensor | None) -> list[Sampled]:
+        """A round's verdict: the tokens of the accepted path, and one more."""
+        logits, faulty = without_nan(logits)
+        verdict = one.verdict(logits, self._draw)
+        one.path = verdict.path
+        nodes = [0, *verdict.path][: len(verdict.tokens)]
+        entries: list[TokenLogprob | None] = [None] * len(nodes)
+        if scores is not None:
+            count = one.sequence.generation.logprobs or 0
+            entries = [*token_logprobs(scores[nodes], verdict.tokens, [count] * len(nodes))]
         return [
-            Sampled(token, bool(bad), logprobs.get(i))
-            for i, (token, bad) in enumerate(zip(host_tokens, host_faulty, strict=True))
+            Sampled(token, faulty[node], entry)
+            for token, node, entry in zip(verdict.tokens, nodes, entries, strict=True)
         ]
+
+    def _read_prompts(self, works: Sequence[Work], batch: PackedBatch, hidden: Tensor) -> None:
+        """Hands prompt positions' log-probabilities and hidden states to those who asked for them."""
+        for i, work in enumerate(works):
+            sequence, start = work.sequence, batch.starts[i]
+            if sequence.wants_prompt_logits:
+                self._score_prompt(work, hidden[start : start + work.count])
+            if sequence.wants_hidden:
+                end = min(work.count, sequence.num_prompt - work.start)
+                sequence.add_hidden(work.start, hidden[start : start + end])
 
     def _score_prompt(self, work: Work, hidden: Tensor) -> None:
         """Records log-probabilities of the prompt tokens that follow this chunk's positions."""
@@ -137,25 +225,42 @@ class Engine:
         for i, entry in enumerate(token_logprobs(raw, targets, [count] * len(targets))):
             sequence.add_prompt_logprob(work.start + 1 + i, replace(entry, rank=ranks[i] + 1))
 
-    def _commit(self, works: Sequence[Work], sampled: dict[int, Sampled]) -> None:
+    def _commit(
+        self, works: Sequence[Work], rounds: Mapping[int, Round], outcomes: Mapping[int, Sequence[Sampled]]
+    ) -> None:
         """Appends tokens, emits deltas, ends sequences. A fault ends its own request only."""
         for i, work in enumerate(works):
-            sequence = work.sequence
+            sequence, one, unsettled = work.sequence, rounds.get(i), i in rounds
             try:
-                if work.start < sequence.num_prompt <= work.start + work.count:
+                if work.start < sequence.num_prompt <= work.start + work.count and one is None:
                     self.scheduler.finished_prefill(sequence)
-                if i not in sampled:
+                if i not in outcomes:
                     if sequence.pending == 0:
                         sequence.finish("length")
                         self.scheduler.finish(sequence)
-                elif sampled[i].faulty:
-                    sequence.fail(RequestFailed("the model's logits are not finite; nothing can be sampled"))
-                    self.scheduler.finish(sequence)
-                elif not sequence.append(sampled[i].token, sampled[i].logprob):
+                    continue
+                emitted, going = 0, True
+                for outcome in outcomes[i]:
+                    if outcome.faulty:
+                        sequence.fail(RequestFailed("the model's logits are not finite; nothing can be sampled"))
+                        going = False
+                    else:
+                        going = sequence.append(outcome.token, outcome.logprob)
+                        emitted += 1
+                    if not going:
+                        break
+                if one is not None:
+                    unsettled = False
+                    self.scheduler.commit_round(work, one.path, emitted)
+                    if going and work.start < sequence.num_prompt:
+                        self.scheduler.finished_prefill(sequence)
+                if not going:
                     self.scheduler.finish(sequence)
             except Exception as error:  # a bug met by one request must not take the others down
                 log.exception("a request failed")
                 sequence.fail(RequestFailed(f"internal error: {error}"))
+                if unsettled:
+                    self.scheduler.free_round(work, [])
                 if sequence in self.scheduler.running:
                     self.scheduler.finish(sequence)
 

@@ -33,6 +33,7 @@ class SlotPool:
         self.keys: list[Tensor] = list(_zeros(shape, dtype, device).unbind(0))
         self.values: list[Tensor] = list(_zeros(shape, dtype, device).unbind(0))
         self.num_slots = num_slots
+        self.uses = np.zeros(num_slots, np.int64)  # how often each slot was allocated: tells its tokens apart
         self._free = np.arange(num_slots - 1, -1, -1, dtype=np.int64)  # a stack: its top is at index num_free - 1
         self.num_free = num_slots
 
@@ -42,6 +43,7 @@ class SlotPool:
             raise MemoryError(f"{count} KV slots asked for, {self.num_free} free")
         taken = self._free[self.num_free - count : self.num_free][::-1].copy()
         self.num_free -= count
+        self.uses[taken] += 1
         return taken
 
     def free(self, slots: Slots) -> None:

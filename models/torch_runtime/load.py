@@ -7,17 +7,20 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from models.loading import ModelFiles
-from models.tokenizer import load_tokenizer
+from models.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from models.torch_runtime.decoder import FusedDecoder
+from models.torch_runtime.drafters import Drafter, EarlyExitDrafter, ModelDrafter, check_vocabularies
 from models.torch_runtime.engine import Engine
-from models.torch_runtime.kv_pool import slot_bytes
-from models.torch_runtime.model import ModelShape
+from models.torch_runtime.kv_pool import SlotPool, slot_bytes
+from models.torch_runtime.model import ForwardModel, ModelShape
 from models.torch_runtime.runtime import TorchRuntime
 from models.torch_runtime.weights import draw_with, kernels_for, load_model
 from strategies.errors import ModelLoadError
@@ -34,7 +37,9 @@ class EngineOptions:
     """How to run a model. None (or "auto") leaves the choice to us; what was chosen is logged.
 
     dtype: auto, float32, float16 or bfloat16, of the weights. device: auto, cpu or cuda. kv_cache_memory: bytes.
-    max_waiting: length of the queue. chat_template: text or path, instead of the model's own. threads: CPU threads.
+    draft_models: files of models that may draft, the default one first; draft_dtype: of their weights.
+    early_exit_layers: the target's first layers draft too (the way to have a draft without another model). max_waiting:
+    length of the queue. chat_template: text or path, instead of the model's own. threads: CPU threads.
     """
 
     dtype: str = "auto"
@@ -48,6 +53,9 @@ class EngineOptions:
     chat_template: str | None = None
     threads: int | None = None
     step_timeout: float = 300.0
+    draft_models: Sequence[ModelFiles] = ()
+    draft_dtype: str = "auto"
+    early_exit_layers: int | None = None
 
 
 def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
@@ -61,14 +69,79 @@ def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
     tokenizer = load_tokenizer(files.folder, chat_template=options.chat_template)
     model = load_model(files.folder, config, dtype=dtype, device=device)
     shape = model.shape
-    num_slots = _num_slots(shape, options, device)
+    drafts = [_load_draft(draft, options.draft_dtype, device) for draft in options.draft_models]
+    num_slots = _num_slots(shape, [draft.model.shape for draft in drafts], options, device)
     max_model_len = _max_model_len(shape, options, num_slots)
     batched = options.max_num_batched_tokens or (256 if device.type == "cpu" else 4096)
     if batched <= options.max_num_seqs:
         raise ModelLoadError(
             f"max_num_batched_tokens ({batched}) must exceed max_num_seqs ({options.max_num_seqs}): no prompt would run"
         )
-    info = ModelInfo(
+    info = _info(files, shape, device, tokenizer, max_model_len)
+    _return_freed_memory()
+    engine = Engine(
+        model,
+        info,
+        num_slots=num_slots,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=batched,
+        prefix_cache=options.prefix_cache,
+        draw=draw_with(kernels_for(device)),
+        drafters=lambda pool: _drafters(model, info, tokenizer, drafts, pool, options.early_exit_layers),
+    )
+    log.info(
+        "loaded %s in %.1f s: %s weights on %s, %s, %d threads; context %d, %d KV slots (%.0f MiB)",
+        files.name, time.monotonic() - started, shape.dtype, device, shape.kernels, torch.get_num_threads(),
+        max_model_len, num_slots, num_slots * _slot_bytes(shape) / (1 << 20),
+    )  # fmt: skip
+    return TorchRuntime(engine, info, tokenizer, max_waiting=options.max_waiting, step_timeout=options.step_timeout)
+
+
+class Draft(NamedTuple):
+    """A draft model that has been read."""
+
+    model: ForwardModel
+    info: ModelInfo
+    tokenizer: HuggingFaceTokenizer
+
+
+def _load_draft(files: ModelFiles, dtype_name: str, device: torch.device) -> Draft:
+    tokenizer = load_tokenizer(files.folder)
+    config = _read_json(files.folder / "config.json")
+    model = load_model(files.folder, config, dtype=_dtype(dtype_name, device), device=device)
+    log.info("draft model %s: %s weights, %s", files.name, model.shape.dtype, model.shape.kernels)
+    return Draft(model, _info(files, model.shape, device, tokenizer, model.shape.max_positions), tokenizer)
+
+
+def _drafters(
+    model: ForwardModel,
+    info: ModelInfo,
+    tokenizer: HuggingFaceTokenizer,
+    drafts: Sequence[Draft],
+    pool: SlotPool,
+    early_exit_layers: int | None,
+) -> list[Drafter]:
+    """All who can draft. Raises ModelLoadError for one that can't draft for this target."""
+    drafters: list[Drafter] = []
+    for draft in drafts:
+        check_vocabularies(draft.info, info, draft.tokenizer.table(), tokenizer.table())
+        if draft.info.max_model_len < info.max_model_len:
+            raise ModelLoadError(
+                f"the draft model {draft.info.name} has {draft.info.max_model_len} positions, the target is served "
+                f"with {info.max_model_len}; lower --max-model-len"
+            )
+        drafters.append(ModelDrafter(draft.info.name, draft.model, draft.info, pool, info.vocab_size))
+    if early_exit_layers is not None:
+        if not isinstance(model, FusedDecoder):
+            raise ModelLoadError(f"early exit is not possible with {info.architecture}: only with Llama-like models")
+        drafters.append(EarlyExitDrafter(model, info, pool, early_exit_layers))
+    return drafters
+
+
+def _info(
+    files: ModelFiles, shape: ModelShape, device: torch.device, tokenizer: HuggingFaceTokenizer, max_model_len: int
+) -> ModelInfo:
+    return ModelInfo(
         name=files.name,
         source=files.source,
         architecture=shape.architecture,
@@ -83,22 +156,6 @@ def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
         fingerprint=_fingerprint(files.folder, shape),
         sampling_defaults=_sampling_defaults(files.folder),
     )
-    _return_freed_memory()
-    engine = Engine(
-        model,
-        info,
-        num_slots=num_slots,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=batched,
-        prefix_cache=options.prefix_cache,
-        draw=draw_with(kernels_for(device)),
-    )
-    log.info(
-        "loaded %s in %.1f s: %s weights on %s, %s, %d threads; context %d, %d KV slots (%.0f MiB)",
-        files.name, time.monotonic() - started, shape.dtype, device, shape.kernels, torch.get_num_threads(),
-        max_model_len, num_slots, num_slots * _slot_bytes(shape) / (1 << 20),
-    )  # fmt: skip
-    return TorchRuntime(engine, info, tokenizer, max_waiting=options.max_waiting, step_timeout=options.step_timeout)
 
 
 def _return_freed_memory() -> None:
@@ -128,12 +185,14 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes[name]
 
 
-def _num_slots(shape: ModelShape, options: EngineOptions, device: torch.device) -> int:
+def _num_slots(shape: ModelShape, drafts: Sequence[ModelShape], options: EngineOptions, device: torch.device) -> int:
+    """A slot of the target has one in every draft's pools."""
+    size = sum(map(_slot_bytes, (shape, *drafts)))
     memory = options.kv_cache_memory
     if memory is None:
         free = torch.cuda.mem_get_info(device)[0] * 0.85 if device.type == "cuda" else CPU_KV_MEMORY
         memory = int(free)
-    slots = memory // _slot_bytes(shape)
+    slots = memory // size
     useful = options.max_num_seqs * (options.max_model_len or shape.max_positions)
     if slots < 16:
         raise ModelLoadError(f"kv_cache_memory of {memory} bytes holds {slots} tokens only; give more")

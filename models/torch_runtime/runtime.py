@@ -192,7 +192,14 @@ class TorchRuntime:
         size = self._info.vocab_size
         if any(not 0 <= token < size for token in generation.prompt):
             raise InvalidRequest(f"the prompt holds a token id outside the vocabulary of {size}", "prompt")
+        speculation = generation.speculation
+        if speculation is not None:
+            self._engine.speculator.check(speculation)
         for transform in generation.sampling.transforms:
+            if speculation is not None and transform.observes:
+                raise InvalidRequest(
+                    f"{transform.name} adapts to every token drawn and can't follow draft trees", "decoding.speculation"
+                )
             if any(not 0 <= token < size for token in transform.token_ids()):
                 raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", transform.name)
         if any(not 0 <= token < size for token in generation.stopping.stop_token_ids):

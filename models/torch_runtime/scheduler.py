@@ -15,6 +15,7 @@ import numpy as np
 from models.torch_runtime.kv_pool import SlotPool, Slots
 from models.torch_runtime.prefix_cache import PrefixCache, common_prefix
 from models.torch_runtime.sequence import Sequence
+from models.torch_runtime.speculation import DraftPlan, Speculator
 from strategies.runtime import ModelInfo
 
 SHARE_AT_LEAST = 16
@@ -37,7 +38,11 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's share of a step: `count` tokens from `start`, their slots; sample after the last one or not."""
+    """One sequence's share of a step: `count` tokens from `start`, their slots; sample after the last one or not.
+
+    plan: the draft tree that goes with it; slots then has one more for each of its nodes, and the sequence owns none of
+    them before `settle`.
+    """
 
     sequence: Sequence
     start: int
@@ -45,13 +50,21 @@ class Work:
     slots: Slots
     context: Slots
     sample: bool
+    plan: DraftPlan | None = None
 
 
 class Scheduler:
     """Owns waiting and running sequences, the slot pool and the prefix cache."""
 
     def __init__(
-        self, pool: SlotPool, info: ModelInfo, *, max_num_seqs: int, max_num_batched_tokens: int, prefix_cache: bool
+        self,
+        pool: SlotPool,
+        info: ModelInfo,
+        speculator: Speculator,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefix_cache: bool,
     ) -> None:
         self.pool = pool
         self.cache = PrefixCache(pool)
@@ -60,6 +73,7 @@ class Scheduler:
         self.totals = Totals()
         self.recomputed_tokens = 0
         self._info = info
+        self._speculator = speculator
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._use_cache = prefix_cache
@@ -96,7 +110,14 @@ class Scheduler:
                 continue
             if sequence.pending > 1:
                 prefill_budget -= count
-            works.append(self._work(sequence, count))
+            plan = None
+            if sequence.generation.speculation is not None and sequence.pending == 1:
+                plan = self._speculator.plan(sequence, self.pool.num_free + self.cache.evictable)
+            if plan is not None and plan.levels:
+                self._make_room(1 + plan.nodes, sequence)
+                works.append(self._round(sequence, plan))
+            else:
+                works.append(self._work(sequence, count, plan))
         return works
 
     def finished_prefill(self, sequence: Sequence) -> None:
@@ -194,7 +215,52 @@ class Scheduler:
         self._release(sequence)
         self.waiting.appendleft(sequence)
 
-    def _work(self, sequence: Sequence, count: int) -> Work:
+    def _round(self, sequence: Sequence, plan: DraftPlan) -> Work:
+        """Work that verifies a draft tree. The request pays for the largest one, and gets the rest back when it is
+        settled: others that share its budget must not count on it meanwhile."""
+        spend, tokens = sequence.meter.spend, 1 + plan.nodes
+        flops = self._info.flops(tokens, sequence.computed) + plan.draft_flops
+        sequence.meter.charge(tokens=tokens, flops=flops, step=self._step)
+        spend.draft_tokens += plan.draft_tokens
+        spend.output_tokens += plan.levels + 1
+        return Work(sequence, sequence.computed, 1, self.pool.allocate(tokens), sequence.slots, True, plan)
+
+    def settle_draft(self, work: Work, nodes: int, draft_tokens: int, draft_flops: float) -> None:
+        """Charges a round what its tree of so many nodes really cost."""
+        sequence, plan = work.sequence, work.plan
+        assert plan is not None
+        spend = sequence.meter.spend
+        flops = self._info.flops(1 + nodes, sequence.computed) - self._info.flops(1 + plan.nodes, sequence.computed)
+        spend.target_tokens += nodes - plan.nodes
+        spend.draft_tokens += draft_tokens - plan.draft_tokens
+        spend.flops += flops + draft_flops - plan.draft_flops
+        spend.drafted_tokens += nodes
+        self.totals.iteration_tokens += 1 + nodes + draft_tokens
+
+    def commit_round(self, work: Work, path: tuple[int, ...], emitted: int) -> None:
+        """After `emitted` tokens of a round were appended: the root and the accepted nodes among them keep their slots,
+        all others are freed."""
+        assert work.plan is not None
+        sequence, spend = work.sequence, work.sequence.meter.spend
+        # The last emitted token is not computed, unless it is an accepted node; then nothing follows it in this round.
+        kept = [0, *path[: max(0, emitted - 1)]]
+        sequence.extend(work.slots[kept])
+        sequence.charged = max(sequence.charged, sequence.computed)
+        self.free_round(work, kept)
+        spend.output_tokens += emitted - (work.plan.levels + 1)
+        accepted = min(len(path), emitted)
+        spend.accepted_tokens += accepted
+        spend.rounds += 1
+        spend.accepted_by_level += [0] * (accepted - len(spend.accepted_by_level))
+        for level in range(accepted):
+            spend.accepted_by_level[level] += 1
+        self.totals.generation_tokens += emitted
+
+    def free_round(self, work: Work, kept: list[int]) -> None:
+        """Gives back a round's slots but those of the nodes `kept`."""
+        self.pool.free(np.delete(work.slots, kept))
+
+    def _work(self, sequence: Sequence, count: int, plan: DraftPlan | None = None) -> Work:
         start, context, slots = sequence.computed, sequence.slots, self.pool.allocate(count)
         end = start + count
         fresh = max(0, end - max(start, sequence.charged))
@@ -206,7 +272,10 @@ class Scheduler:
         if sample:
             self.totals.generation_tokens += 1
             sequence.meter.spend.output_tokens += 1
-        return Work(sequence, start, count, slots, context, sample)
+        if plan is not None:
+            sequence.meter.spend.draft_tokens += plan.draft_tokens
+            sequence.meter.spend.flops += plan.draft_flops
+        return Work(sequence, start, count, slots, context, sample, plan)
 
     def _publish(self, sequence: Sequence) -> None:
         """Hands what is computed to the prefix cache, and reads it from there from now on."""

@@ -62,6 +62,11 @@ class Sequence:
         self._num_pooled = 0
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end the sequence."""
+        return frozenset(self._stop_ids)
+
+    @property
     def tokens(self) -> Tokens:
         """Prompt and output so far, int32 [length]."""
         return self._tokens[: self.length]

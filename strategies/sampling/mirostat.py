@@ -58,6 +58,7 @@ class Mirostat(Transform):
     stage: ClassVar = Stage.TRUNCATION
     rank: ClassVar = 70
     greedy: ClassVar = False
+    observes: ClassVar = True
 
     tau: Annotated[float, Field(gt=0, le=100, description="Target surprise, in bits per token.")] = 5.0
     eta: Annotated[float, Field(gt=0, le=1, description="Learning rate of the threshold.")] = 0.1

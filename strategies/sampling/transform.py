@@ -51,7 +51,8 @@ class Transform(BaseModel):
     """Base of all transforms.
 
     slot: the field of `decoding` under which requests name it. stage, rank: its place in the default order. greedy:
-    whether it applies at temperature 0; what cannot change the most likely token doesn't.
+    whether it applies at temperature 0; what cannot change the most likely token doesn't. observes: its state depends
+    on the distribution it was last applied to, so it can't follow the branches of a draft tree.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True)
@@ -61,6 +62,7 @@ class Transform(BaseModel):
     stage: ClassVar[Stage]
     rank: ClassVar[int] = 100
     greedy: ClassVar[bool] = True
+    observes: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:

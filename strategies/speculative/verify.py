@@ -43,7 +43,7 @@ def verify(
     walking: list[int] = []
     for i, (tree, noise) in enumerate(zip(trees, noises, strict=True)):
         if noise is None:
-            paths[i], last[i] = _greedy_walk(tree, target_logprobs[i].argmax(-1).tolist())
+            paths[i], last[i] = follow(tree, target_logprobs[i].argmax(-1).tolist())
         else:
             walking.append(i)
     while walking:
@@ -70,8 +70,9 @@ def verify(
     ]
 
 
-def _greedy_walk(tree: DraftTree, best: Sequence[int]) -> tuple[list[int], int | None]:
-    """Follows the arg-max of every node: (accepted nodes, the token after them unless the last one is an end)."""
+def follow(tree: DraftTree, best: Sequence[int]) -> tuple[list[int], int | None]:
+    """Follows `best[node]`, the token chosen after each node, down the tree: (accepted nodes, the token after them
+    unless the last one is an end)."""
     path: list[int] = []
     node = 0
     while True:

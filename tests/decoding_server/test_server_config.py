@@ -67,7 +67,7 @@ def test_printed_with_origins_and_without_secrets():
         ({"port": "70000"}, {}, None, "--port: "),
         ({"dtype": "int4"}, {}, None, "--dtype: input should be 'auto', 'float32'"),
         ({"kv_cache_memory": "lots"}, {}, None, "--kv-cache-memory: must be a number of bytes"),
-        ({"draft_model": "m"}, {}, None, "--draft-model: speculative decoding is not part of this version"),
+        ({"early_exit_layers": "0"}, {}, None, "--early-exit-layers: input should be greater than or equal to 1"),
         ({"api_key": [""]}, {}, None, "--api-key: must not be empty"),
         ({}, {"DECODING_SERVER_SEED": "-1"}, None, "DECODING_SERVER_SEED: "),
         ({}, {}, "prot: 8000", "unknown key 'prot'"),

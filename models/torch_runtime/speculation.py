@@ -1,0 +1,228 @@
+"""Speculation inside the engine's step: plan, draft level by level in batched forwards, verify after the target's.
+
+A round of one sequence: the root is its last token, whose keys and values are still to be computed; below it hangs the
+draft tree. Node i of the tree lives in slot i of the step's work, so accepting a path moves no memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.torch_runtime.batch import Segment
+from models.torch_runtime.drafters import EARLY_EXIT, Drafter
+from models.torch_runtime.kv_pool import Slots
+from models.torch_runtime.sequence import Sequence as TokenSequence
+from strategies.errors import InvalidRequest
+from strategies.runtime import ModelInfo
+from strategies.sampling.pipeline import faulty_rows, process, sample
+from strategies.speculative.coupled import CoupledNoise, verify_by_samples
+from strategies.speculative.ngram import PromptLookup, continuation
+from strategies.speculative.noise import Noise, RoundNoise
+from strategies.speculative.speculation import NgramSpeculation, Speculation
+from strategies.speculative.support import most_likely
+from strategies.speculative.verify import Verdict, verify
+
+DRAFT_SUPPORT = 256
+"""Most likely tokens of a draft distribution that are drawn from; what is cut is accepted next to never."""
+CATCH_UP = 256
+"""Most tokens that a draft model computes of one sequence's history in one step, before it can draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """What a round may cost at most. levels 0: the draft only catches up with the sequence's history.
+
+    draft_tokens and draft_flops: computed by the draft.
+    """
+
+    levels: int
+    nodes: int
+    draft_tokens: int
+    draft_flops: float
+
+
+class Round:
+    """One sequence's draft tree in the making. rows[i] is the sampling row after node i."""
+
+    def __init__(self, sequence: TokenSequence, speculation: Speculation, plan: DraftPlan, slots: Slots) -> None:
+        self.sequence, self.plan, self.slots = sequence, plan, slots
+        self.method = speculation.method(plan.levels)
+        self.tree = self.method.new_tree(int(sequence.tokens[-1]), sequence.stop_ids)
+        self.rows = [sequence.row]
+        self.coupled = speculation.coupled
+        self.path: tuple[int, ...] = ()
+        self.draft_tokens = 0
+        self.draft_flops = 0.0
+        generation = sequence.generation
+        self.noise: Noise | None = None
+        if self.coupled:
+            self.noise = CoupledNoise(sequence.row.stream, sequence.length, self.tree)
+        if not (self.coupled or sequence.row.greedy):
+            self.noise = RoundNoise(generation.seed, generation.branch, sequence.length)
+        self.draft_noise = None if sequence.row.greedy else self.noise
+
+    @property
+    def drafting(self) -> bool:
+        return self.tree.depth < self.plan.levels and bool(self.tree.frontier())
+
+    def grow_rows(self) -> None:
+        """Rows of the nodes that were added since."""
+        for node in range(len(self.rows), len(self.tree.tokens)):
+            row = self.rows[self.tree.parents[node]].fork()
+            row.append(self.tree.tokens[node])
+            self.rows.append(row)
+
+    def draft_segments(self, drafter: Drafter) -> list[Segment]:
+        """What the draft computes next: its missing history and the root, then one token per node of the frontier."""
+        sequence, tree = self.sequence, self.tree
+        if tree.depth == 0:
+            known = drafter.computed(sequence.slots)
+            fresh = np.concatenate([sequence.slots[known:], self.slots[:1]])
+            return [Segment.chain(sequence.tokens[known:].astype(np.int64), fresh, sequence.slots[:known])]
+        segments = []
+        for node in tree.frontier():
+            path = [0, *tree.path(node)[:-1]]
+            context = np.concatenate([sequence.slots, self.slots[path]])
+            segments.append(Segment.chain([tree.tokens[node]], self.slots[node : node + 1], context))
+        return segments
+
+    def target_segment(self) -> Segment:
+        """The root and all nodes, for the target's forward."""
+        tree, sequence = self.tree, self.sequence
+        count = len(tree.tokens)
+        chain = all(parent == node - 1 for node, parent in enumerate(tree.parents))
+        return Segment(
+            np.asarray(tree.tokens, np.int64),
+            sequence.length - 1 + np.asarray(tree.depths, np.int64),
+            self.slots[:count],
+            sequence.slots,
+            None if chain else tree.ancestor_mask().numpy(),
+        )
+
+    def verdict(self, logits: Tensor, draw: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+        """What is emitted. logits: float32 [N+1, V], the target's at every node after the pipeline, free of NaN."""
+        if self.coupled or self.noise is None:
+            positions = [self.sequence.length + depth for depth in self.tree.depths]
+            return verify_by_samples(self.tree, sample(logits, self.rows, positions, draw).tolist())
+        return verify(self.method.rule, [self.tree], [logits], [self.noise])[0]
+
+
+class Speculator:
+    """Plans and drafts for all sequences of a step. drafters: by name, the default one first."""
+
+    def __init__(self, info: ModelInfo, drafters: Mapping[str, Drafter]) -> None:
+        self._info = info
+        self.drafters = dict(drafters)
+
+    def check(self, speculation: Speculation) -> None:
+        """Raises InvalidRequest for a drafter that isn't there."""
+        param = "decoding.speculation.drafter"
+        if not speculation.uses_draft:
+            if speculation.drafter is not None:
+                raise InvalidRequest(f"{speculation.name} drafts from the context and takes no drafter", param)
+        elif not self.drafters:
+            raise InvalidRequest(
+                f"the server has nobody to draft for {speculation.name}: start it with --draft-model, or ask for ngram",
+                "decoding.speculation",
+            )
+        elif speculation.drafter is not None and speculation.drafter not in self.drafters:
+            known = ", ".join(self.drafters)
+            raise InvalidRequest(f"{speculation.drafter[:100]!r} is no drafter; there are: {known}", param)
+
+    def drafter_of(self, speculation: Speculation) -> Drafter:
+        return self.drafters[speculation.drafter or next(iter(self.drafters))]
+
+    def plan(self, sequence: TokenSequence, room: int) -> DraftPlan | None:
+        """The largest round that the sequence's length, its request's budget and `room` free slots allow, or None.
+
+        Only for a sequence with nothing but its last token left to compute.
+        """
+        speculation = sequence.generation.speculation
+        if speculation is None or sequence.wants_prompt_logits or sequence.wants_hidden:
+            return None
+        levels = min(speculation.length, sequence.max_length - sequence.length - 1)
+        if isinstance(speculation, NgramSpeculation):
+            lookup = speculation.method(max(levels, 1))
+            assert isinstance(lookup, PromptLookup)
+            levels = min(levels, len(continuation(sequence.tokens, lookup.max_ngram, lookup.min_ngram, lookup.length)))
+        while levels >= 1:
+            plan = self._cost(sequence, speculation, levels)
+            tokens = 1 + plan.nodes
+            flops = self._info.flops(tokens, sequence.computed) + plan.draft_flops
+            outputs = levels + 1 if plan.levels else 1
+            lacks = sequence.meter.lacks(tokens=tokens + plan.draft_tokens, flops=flops, outputs=outputs)
+            if tokens <= room and lacks is None:
+                return plan
+            if not plan.levels:
+                return None
+            levels -= 1
+        return None
+
+    def _cost(self, sequence: TokenSequence, speculation: Speculation, levels: int) -> DraftPlan:
+        if not speculation.uses_draft:
+            return DraftPlan(levels, levels, 0, 0.0)
+        drafter = self.drafter_of(speculation)
+        missing = sequence.computed - drafter.computed(sequence.slots)
+        if missing > CATCH_UP:
+            return DraftPlan(0, 0, CATCH_UP, drafter.flops(CATCH_UP, sequence.computed))
+        tokens = missing + speculation.draft_tokens(levels)
+        return DraftPlan(levels, speculation.nodes(levels), tokens, drafter.flops(tokens, sequence.length + levels))
+
+    def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
+        """Lets the drafts compute the next CATCH_UP tokens of each sequence's history."""
+        for name, drafter in self.drafters.items():
+            segments = []
+            for sequence in sequences:
+                speculation = sequence.generation.speculation
+                if speculation is not None and self.drafter_of(speculation).name == name:
+                    known = drafter.computed(sequence.slots)
+                    tokens = sequence.tokens[known : known + CATCH_UP].astype(np.int64)
+                    slots = sequence.slots
+                    segments.append(Segment.chain(tokens, slots[known : known + CATCH_UP], slots[:known]))
+            if segments:
+                drafter.logits(segments)
+
+    def draft(self, rounds: Sequence[Round]) -> None:
+        """Grows every round's tree; one forward of a drafter per level, for all rounds that it drafts for."""
+        groups: dict[str, list[Round]] = {}
+        for one in rounds:
+            speculation = one.sequence.generation.speculation
+            assert speculation is not None
+            if isinstance(one.method, PromptLookup):
+                one.method.draft(one.tree, one.sequence.tokens)
+                one.grow_rows()
+            else:
+                groups.setdefault(self.drafter_of(speculation).name, []).append(one)
+        for name, active in groups.items():
+            while active:
+                self._draft_level(self.drafters[name], active)
+                active = [one for one in active if one.drafting]
+
+    def _draft_level(self, drafter: Drafter, active: Sequence[Round]) -> None:
+        segments = [one.draft_segments(drafter) for one in active]
+        logits = drafter.logits([segment for part in segments for segment in part])
+        rows = [one.rows[node] for one in active for node in one.tree.frontier()]
+        logits = process(logits, rows)
+        logits[faulty_rows(logits)] = float("-inf")  # a draft that is no distribution proposes nothing
+        start = 0
+        for one, part in zip(active, segments, strict=True):
+            one.method.propose(one.tree, most_likely(logits[start : start + len(part)], DRAFT_SUPPORT), one.draft_noise)
+            one.grow_rows()
+            start += len(part)
+            for segment in part:
+                one.draft_tokens += len(segment.tokens)
+                one.draft_flops += drafter.flops(len(segment.tokens), len(segment.context))
+
+
+def default_first(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
+    """By name; draft models before early exit."""
+    return {one.name: one for one in sorted(drafters, key=lambda one: one.name == EARLY_EXIT)}
+
+
+def without_nan(logits: Tensor) -> tuple[Tensor, list[bool]]:
+    """Rows [R, V] with faulty ones made flat, and which they were."""
+    faulty = faulty_rows(logits)
+    return torch.where(faulty[:, None], 0.0, logits), faulty.tolist()

@@ -1,0 +1,49 @@
+"""Bregman decoding as a stage of the pipeline: the last one, since nothing may rescale probabilities after it."""
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from strategies.sampling.bregman.decode import write_log_q
+from strategies.sampling.bregman.parameters import BregmanParameters
+from strategies.sampling.bregman.plan import Plan, plan
+from strategies.sampling.transform import Stage, Transform
+
+if TYPE_CHECKING:
+    from strategies.sampling.row import Row
+
+K_MAX = 1024
+"""Bound of the adaptive k where the request sets none: a tiny price on a flat distribution would search for seconds."""
+
+
+class Bregman(BregmanParameters, Transform):
+    """Keeps the k tokens, and gives them the probabilities, that a Bregman divergence with a price per token chooses
+    (Noarov et al. 2025, Foundations of Top-k Decoding).
+
+    alpha 1 is top-k's own renormalisation, with an adaptive k; larger alphas lift the unlikely among the kept tokens.
+    """
+
+    name: ClassVar = "bregman"
+    slot: ClassVar[Literal["sampler"]] = "sampler"
+    stage: ClassVar = Stage.RESHAPE
+    greedy: ClassVar = False
+
+    @cached_property
+    def bounded(self) -> BregmanParameters:
+        """These parameters with a bound of k."""
+        if self.k is not None or self.k_max is not None or not self.penalty:
+            return self
+        return self.model_copy(update={"k_max": max(K_MAX, self.k_min)})
+
+    @classmethod
+    def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
+        return write_log_q(logits, _plan(tuple(stage.bounded for stage in stages), logits.shape[-1], logits.device))
+
+
+@lru_cache(maxsize=64)
+def _plan(parameters: tuple[BregmanParameters, ...], vocab_size: int, device: torch.device) -> Plan:
+    """Made once for as long as a batch stays together."""
+    return plan(parameters, vocab_size, device)
