@@ -47,6 +47,10 @@ class ByteTokenizer:
         return None
 
     @property
+    def eos_token(self) -> str | None:
+        return self.SPECIAL[0]
+
+    @property
     def special_token_ids(self) -> Mapping[str, int]:
         return {name: 256 + i for i, name in enumerate(self.SPECIAL)}
 

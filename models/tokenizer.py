@@ -97,6 +97,10 @@ class HuggingFaceTokenizer:
         return self._bos
 
     @property
+    def eos_token(self) -> str | None:
+        return self._special_tokens.get("eos_token")
+
+    @property
     def special_token_ids(self) -> Mapping[str, int]:
         return self._special
 

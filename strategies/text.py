@@ -18,6 +18,10 @@ class Tokenizer(Protocol):
     def bos_token_id(self) -> int | None: ...
 
     @property
+    def eos_token(self) -> str | None:
+        """The text of the end that the tokenizer itself names."""
+
+    @property
     def special_token_ids(self) -> Mapping[str, int]:
         """Text -> id of the special tokens (control tokens such as <|im_end|>, which have no text in an answer)."""
 

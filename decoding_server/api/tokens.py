@@ -1,4 +1,5 @@
-"""POST /tokenize and /detokenize: what the generating endpoints would make of a text, in vLLM's shapes."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info: what the generating endpoints would make of a text, in vLLM's
+shapes."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from decoding_server.logprobs import token_text
 from decoding_server.protocol.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
+    TokenizerInfo,
     TokenizeRequest,
     TokenizeResponse,
 )
@@ -52,3 +54,19 @@ async def detokenize(request: Request) -> JSONResponse:
         "prompt": service.runtime.tokenizer.decode(body.tokens, skip_special_tokens=False),
     }
     return JSONResponse(response)
+
+
+@router.get("/tokenizer_info", response_model=TokenizerInfo)
+async def tokenizer_info(request: Request) -> JSONResponse:
+    """The special tokens and the chat template, for clients that prepare prompts themselves."""
+    tokenizer = service_of(request).runtime.tokenizer
+    names = {token: text for text, token in tokenizer.special_token_ids.items()}
+    ends = sorted(tokenizer.eos_token_ids)
+    info: TokenizerInfo = {
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": None if tokenizer.bos_token_id is None else names.get(tokenizer.bos_token_id),
+        "eos_token": tokenizer.eos_token or (names.get(ends[0]) if ends else None),
+        "chat_template": tokenizer.chat_template,
+    }
+    return JSONResponse(info)

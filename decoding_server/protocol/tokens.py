@@ -45,3 +45,13 @@ class DetokenizeRequest(BaseModel):
 
 class DetokenizeResponse(TypedDict):
     prompt: str
+
+
+class TokenizerInfo(TypedDict):
+    """eos_token: the one that the tokenizer itself names, where a model has several ends."""
+
+    tokenizer_class: str
+    vocab_size: int
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.torch_runtime.batch import PackedBatch, Segment
+from models.torch_runtime.contrast import contrast
 from models.torch_runtime.drafters import Drafter
 from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.model import ForwardModel
@@ -173,6 +174,15 @@ class Engine:
         faulty = faulty_rows(logits)
         rows = [sequence.row for sequence in sequences]
         tokens = sample(logits, rows, [sequence.length for sequence in sequences], self._draw)
+        searching = [j for j, i in enumerate(single) if len(works[i].extra)]
+        if searching:
+            sound = [j for j in searching if not bool(faulty[j])]
+            searched = [works[single[j]] for j in sound]
+            if sound:
+                taken = contrast(self.model, self.pool, searched, logits[sound])
+                tokens[sound] = torch.tensor(taken, device=tokens.device)
+            for j in searching:
+                self.pool.free(works[single[j]].extra)
         host_tokens, host_faulty = torch.stack([tokens, faulty.to(tokens.dtype)]).tolist()
         chosen = dict(zip(single, host_tokens, strict=True))
         entries: dict[int, TokenLogprob] = {}
@@ -207,6 +217,8 @@ class Engine:
             sequence, start = work.sequence, batch.starts[i]
             if sequence.wants_prompt_logits:
                 self._score_prompt(work, hidden[start : start + work.count])
+            if sequence.candidates:
+                sequence.add_history(work.start, hidden[start : start + work.count])
             if sequence.wants_hidden:
                 end = min(work.count, sequence.num_prompt - work.start)
                 sequence.add_hidden(work.start, hidden[start : start + end])

@@ -182,12 +182,15 @@ class TorchRuntime:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         if length > limit or (length == limit and asked != 0):
             raise ContextLengthExceeded(
-                f"the prompt has {length} tokens, which leaves no room to generate: the context length is {limit}",
+                f"this model's maximum context length is {limit} tokens; the prompt has {length}, which leaves no room "
+                "to generate",
                 "prompt",
             )
         if asked is not None and length + asked > limit:
             raise ContextLengthExceeded(
-                f"{length} prompt tokens and max_tokens {asked} exceed the context length of {limit}", "max_tokens"
+                f"this model's maximum context length is {limit} tokens; {length} in the prompt and max_tokens {asked} "
+                "exceed it",
+                "max_tokens",
             )
         size = self._info.vocab_size
         if any(not 0 <= token < size for token in generation.prompt):

@@ -8,7 +8,7 @@ its noise stay the same.
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Work:
     """One sequence's share of a step: `count` tokens from `start`, their slots; sample after the last one or not.
 
     plan: the draft tree that goes with it; slots then has one more for each of its nodes, and the sequence owns none of
-    them before `settle`.
+    them before `commit_round`. extra: slots for the candidates of contrastive search, freed after the step.
     """
 
     sequence: Sequence
@@ -51,6 +51,7 @@ class Work:
     context: Slots
     sample: bool
     plan: DraftPlan | None = None
+    extra: Slots = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Scheduler:
@@ -106,7 +107,8 @@ class Scheduler:
             if sequence.node is None or self._over_budget(sequence):
                 continue
             count = 1 if sequence.pending == 1 else min(sequence.pending, prefill_budget)
-            if count <= 0 or not self._make_room(count, sequence):
+            extra = sequence.candidates if count == sequence.pending else 0
+            if count <= 0 or not self._make_room(count + extra, sequence):
                 continue
             if sequence.pending > 1:
                 prefill_budget -= count
@@ -186,7 +188,7 @@ class Scheduler:
 
     def _over_budget(self, sequence: Sequence) -> bool:
         """Ends a sequence whose next step its request's budget does not cover."""
-        fresh = sequence.length - max(sequence.computed, sequence.charged)
+        fresh = sequence.length - max(sequence.computed, sequence.charged) + sequence.candidates
         flops = self._info.flops(fresh, sequence.length - fresh)
         outputs = int(sequence.length < sequence.max_length)
         unit = sequence.meter.refuses(tokens=fresh, flops=flops, outputs=outputs)
@@ -275,7 +277,12 @@ class Scheduler:
         if plan is not None:
             sequence.meter.spend.draft_tokens += plan.draft_tokens
             sequence.meter.spend.flops += plan.draft_flops
-        return Work(sequence, start, count, slots, context, sample, plan)
+        extra = self.pool.allocate(sequence.candidates if sample else 0)
+        if len(extra):
+            flops = len(extra) * self._info.flops(1, end)
+            sequence.meter.charge(tokens=len(extra), flops=flops, step=self._step)
+            self.totals.iteration_tokens += len(extra)
+        return Work(sequence, start, count, slots, context, sample, plan, extra)
 
     def _publish(self, sequence: Sequence) -> None:
         """Hands what is computed to the prefix cache, and reads it from there from now on."""

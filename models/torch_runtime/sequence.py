@@ -10,6 +10,7 @@ from models.torch_runtime.kv_pool import Slots
 from models.torch_runtime.prefix_cache import Node, Tokens
 from strategies.errors import DecodingError
 from strategies.runtime import Delta, FinishReason, Generation, TokenLogprob
+from strategies.sampling.contrastive import contrastive_of
 from strategies.sampling.row import Row
 from strategies.text import TextAssembler, Tokenizer
 
@@ -58,6 +59,9 @@ class Sequence:
         if generation.prompt_logprobs is not None:
             self._prompt_logprobs = [None]  # nothing precedes the first token
         self._pending_prompt_logprobs = self._prompt_logprobs is not None
+        search = contrastive_of(self.row)
+        self.candidates = 0 if search is None else search.k  # computed besides the sequence itself at every step
+        self._history: Tensor | None = None
         self._pooled: Tensor | None = None  # sum of the hidden states of the first `_num_pooled` prompt tokens
         self._num_pooled = 0
 
@@ -98,7 +102,20 @@ class Sequence:
     @property
     def computes_whole_prompt(self) -> bool:
         """Whether a cached prefix would hide something that was asked for."""
-        return self.wants_prompt_logits or (self.generation.pooling == "mean" and self.wants_hidden)
+        pooled = self.generation.pooling == "mean" and self.wants_hidden
+        return self.wants_prompt_logits or pooled or bool(self.candidates)
+
+    @property
+    def history(self) -> Tensor:
+        """Hidden states of all tokens, [length, hidden]; kept for contrastive search only."""
+        assert self._history is not None
+        return self._history[: self.length]
+
+    def add_history(self, position: int, hidden: Tensor) -> None:
+        """Hidden states [n, hidden] of the tokens from `position`."""
+        if self._history is None:
+            self._history = hidden.new_empty((len(self._tokens), hidden.shape[-1]))
+        self._history[position : position + len(hidden)] = hidden
 
     def add_hidden(self, position: int, hidden: Tensor) -> None:
         """Hidden states [n, hidden] of the prompt tokens from `position`; what recomputation repeats is dropped."""
