@@ -10,22 +10,32 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from decoding_server import __version__
-from decoding_server.api import chat, completions, health, metrics, models, strategies, tokens
+from decoding_server.api import chat, completions, embeddings, health, metrics, models, responses, strategies, tokens
 from decoding_server.auth import OPEN_PATHS, ApiKeyGuard
 from decoding_server.config import ServerConfig, api_keys
 from decoding_server.errors import answer_exception
 from decoding_server.observability import Observability, ObserveRequests
 from decoding_server.protocol.chat import ChatCompletionRequest
 from decoding_server.protocol.completions import CompletionRequest
+from decoding_server.protocol.embeddings import EmbeddingRequest
+from decoding_server.protocol.responses import ResponsesRequest
 from decoding_server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from decoding_server.request_context import RequestContext
+from decoding_server.response_store import ResponseStore
 from decoding_server.service import Service
 from decoding_server.tracing import Tracing
 from strategies.errors import DecodingError
 from strategies.registry import registered
 from strategies.runtime import Runtime
 
-BODIES = (CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest)
+BODIES = (
+    CompletionRequest,
+    ChatCompletionRequest,
+    ResponsesRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
 
 
 def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
@@ -37,8 +47,9 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
         redirect_slashes=False,  # a redirect would be an answer without our error body
     )
     app.state.service = Service(runtime, config)
+    app.state.response_store = ResponseStore(config.response_store_size, config.response_store_memory)
     app.state.observability = observability_of(runtime, config, app.state.service.served_names[0])
-    for family in (completions, chat, models, tokens, strategies, health):
+    for family in (completions, chat, responses, embeddings, models, tokens, strategies, health):
         app.include_router(family.router)
     if config.metrics != "off":
         app.include_router(metrics.router)

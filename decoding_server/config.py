@@ -106,6 +106,12 @@ class ServerConfig(BaseSettings):
     max_logprobs: Annotated[int, Field(ge=0)] = Field(20, description="most alternatives per token in logprobs")
     max_stop: Annotated[int, Field(ge=0)] = Field(16, description="most stop strings of a request")
     max_body: Annotated[int, Field(ge=1)] = Field(8 * 2**20, description="largest request body, e.g. 8MiB")
+    response_store_size: Annotated[int, Field(ge=0)] = Field(
+        1024, description="responses of /v1/responses kept in memory to be read and continued; 0: none"
+    )
+    response_store_memory: Annotated[int, Field(ge=1)] = Field(
+        64 * 2**20, description="memory of those responses, e.g. 64MiB; the least recently used ones go first"
+    )
     sse_keep_alive: Annotated[float, Field(ge=0)] = Field(
         15.0, description="seconds of silence after which a stream gets a comment line; 0 switches that off"
     )
@@ -115,7 +121,7 @@ class ServerConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe messages shown")
     config: str | None = Field(None, description="YAML file with these keys (dashes or underscores)")
 
-    @field_validator("kv_cache_memory", "max_body", mode="before")
+    @field_validator("kv_cache_memory", "max_body", "response_store_memory", mode="before")
     @classmethod
     def _sizes(cls, value: Any) -> Any:
         return parse_size(value)

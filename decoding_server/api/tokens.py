@@ -10,9 +10,9 @@ from decoding_server.logprobs import token_text
 from decoding_server.protocol.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
-    TokenizerInfo,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 
 router = APIRouter()

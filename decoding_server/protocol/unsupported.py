@@ -14,6 +14,10 @@ from pydantic import BaseModel
 from decoding_server.errors import InvalidField
 from decoding_server.protocol.chat import ChatCompletionRequest, ChatMessage
 from decoding_server.protocol.completions import CompletionRequest
+from decoding_server.protocol.embeddings import NOT_HONOURED as NOT_IN_EMBEDDINGS
+from decoding_server.protocol.embeddings import EmbeddingRequest
+from decoding_server.protocol.responses import NOT_HONOURED as NOT_IN_RESPONSES
+from decoding_server.protocol.responses import ResponsesRequest
 
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Accepted on the generating endpoints, without effect: they label a request for OpenAI's own bookkeeping."""
@@ -54,6 +58,8 @@ NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
         "suffix": ("",),
         **OLD_STRUCTURE_FIELDS,
     },
+    ResponsesRequest: {**NOT_IN_RESPONSES, **OLD_STRUCTURE_FIELDS},
+    EmbeddingRequest: NOT_IN_EMBEDDINGS,
 }
 """OpenAI's fields that are not honoured, and the values with which they ask for nothing."""
 

@@ -84,7 +84,17 @@ class Framed:
     suffix: str
 
 
-Spec = JsonObject | JsonSchema | Regex | Choice | Grammar | Framed
+@dataclass(frozen=True, slots=True)
+class FramedSequence:
+    """begin, then one of `frames` or, with a separator, one or more of them, then end: forced tool calls."""
+
+    begin: str
+    frames: tuple[Framed, ...]
+    separator: str | None
+    end: str
+
+
+Spec = JsonObject | JsonSchema | Regex | Choice | Grammar | Framed | FramedSequence
 
 
 def lark_of(spec: Spec, special_tokens: Mapping[str, int], param: str | None) -> tuple[str, bool]:
@@ -114,6 +124,8 @@ def _translate(spec: Spec, special_tokens: Mapping[str, int]) -> tuple[str, bool
             risky = _check_schema(schema)
             frame = [_literal(prefix, special_tokens), _json_rule(schema), _literal(suffix, special_tokens)]
             return f"{NO_FORCING}start: {' '.join(part for part in frame if part)}", risky
+        case FramedSequence():
+            return _sequence(spec, special_tokens)
         case Regex(pattern):
             if len(pattern) > MAX_SPEC_BYTES:
                 raise InvalidRequest(f"the regular expression is longer than {MAX_SPEC_BYTES} characters")
@@ -129,6 +141,19 @@ def _translate(spec: Spec, special_tokens: Mapping[str, int]) -> tuple[str, bool
             return f"{NO_FORCING}start: OPTION\nOPTION: {' | '.join(map(_quoted, options))}", False
         case Grammar(text):
             return NO_FORCING + _lark(text), True
+
+
+def _sequence(spec: FramedSequence, special_tokens: Mapping[str, int]) -> tuple[str, bool]:
+    risky = [_check_schema(frame.schema) for frame in spec.frames]
+    rules = [
+        f"frame_{i}: {_literal(frame.prefix, special_tokens)} value_{i} {_literal(frame.suffix, special_tokens)}\n"
+        f"value_{i}: {_json_rule(frame.schema)}"
+        for i, frame in enumerate(spec.frames)
+    ]
+    more = "" if spec.separator is None else f"({_literal(spec.separator, special_tokens)} frame)*"
+    start = f"start: {_literal(spec.begin, special_tokens)} frame {more} {_literal(spec.end, special_tokens)}"
+    frame = "frame: " + " | ".join(f"frame_{i}" for i in range(len(spec.frames)))
+    return NO_FORCING + "\n".join([start, frame, *rules]), any(risky)
 
 
 def _lark(text: str) -> str:

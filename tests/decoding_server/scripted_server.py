@@ -50,6 +50,8 @@ def _script(context: list[int]) -> tuple[list[int], int]:
     if ASSISTANT in context:
         answer = len(context) - context[::-1].index(ASSISTANT)
         before = context[: answer - 1]
+        if USER not in before:
+            return [], 0
         start = len(before) - before[::-1].index(USER)
         return before[start : before.index(END, start)], len(context) - answer
     if ord("|") in context:
