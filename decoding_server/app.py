@@ -65,7 +65,7 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
             allow_origins=config.cors_origin,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+            expose_headers=["x-request-id", "openai-processing-ms", "retry-after", "x-should-retry"],
         )
     app.add_middleware(ObserveRequests, observability=app.state.observability)
     app.add_middleware(RequestContext)  # the last one added is the outermost: every reply gets its headers

@@ -190,10 +190,10 @@ def api_keys(config: ServerConfig) -> list[str]:
     keys = [key.get_secret_value() for key in config.api_key]
     if config.api_key_file is not None:
         try:
-            lines = Path(config.api_key_file).read_text(encoding="utf-8").splitlines()
+            lines = Path(config.api_key_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--api-key-file {config.api_key_file}: {error}") from error
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        found = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
         if not found:
             # An empty file must not mean a server that is open to all.
             raise ConfigError(f"--api-key-file {config.api_key_file}: it holds no key")

@@ -1,0 +1,33 @@
+"""Generated blocks of a Markdown file: the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+
+import re
+from collections.abc import Callable, Mapping
+
+BLOCK = re.compile(r"<!-- (?P<name>[a-z-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL)
+BEGIN = re.compile(r"<!-- ([a-z-]+):begin -->")
+
+
+class MarkerError(Exception):
+    """A block's name is unknown, or its end is missing."""
+
+
+def block(name: str, text: str) -> str:
+    """One block, markers included."""
+    return f"<!-- {name}:begin -->\n{text.strip()}\n<!-- {name}:end -->"
+
+
+def names(document: str) -> list[str]:
+    """The names of the blocks, in order. Raises MarkerError."""
+    found = [match["name"] for match in BLOCK.finditer(document)]
+    begun = BEGIN.findall(document)
+    if found != begun:
+        raise MarkerError(f"blocks begin as {begun} and are complete as {found}")
+    return found
+
+
+def replaced(document: str, generators: Mapping[str, Callable[[], str]]) -> str:
+    """The document with every block as its generator makes it. Raises MarkerError."""
+    for name in names(document):
+        if name not in generators:
+            raise MarkerError(f"there is no block {name!r}; there are: {', '.join(sorted(generators))}")
+    return BLOCK.sub(lambda match: block(match["name"], generators[match["name"]]()), document)
