@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test check bench clean
+.PHONY: setup serve test check bench soak docs clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,12 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m decoding_server.bench --output $(or $(OUTPUT),build/bench) --write-docs $(ARGS)
+
+soak: setup
+	$(BIN)/python -m decoding_server.bench.soak --output $(or $(OUTPUT),build/soak) $(ARGS)
+
+docs: setup
+	$(BIN)/python -m decoding_server.features --write
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -95,7 +95,44 @@ def document_bodies(app: FastAPI) -> None:
                 [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
             )
             document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    document_responses(path, operation["responses"])
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+ERROR = {
+    "description": "An error; `param` names the field at fault, where there is one.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": {"type": ["string", "null"]},
+                            "code": {"type": ["string", "null"]},
+                        },
+                        "required": ["message", "type", "param", "code"],
+                    }
+                },
+                "required": ["error"],
+            }
+        }
+    },
+}
+STREAMING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses"})
+
+
+def document_responses(path: str, responses: dict[str, Any]) -> None:
+    """Our error body instead of the framework's 422, and the event streams of generating routes."""
+    responses.pop("422", None)
+    responses["default"] = ERROR
+    if path in STREAMING:
+        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}

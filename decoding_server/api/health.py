@@ -10,8 +10,8 @@ from decoding_server.api.endpoint import service_of
 router = APIRouter()
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
-@router.api_route("/ping", methods=["GET", "HEAD"], response_model=None)
+@router.get("/health", response_model=None)
+@router.get("/ping", response_model=None, operation_id="ping")
 async def health(request: Request) -> JSONResponse:
     """200 while requests are served; 503 while the model loads, the server drains, or after the engine has died."""
     status = service_of(request).runtime.status()

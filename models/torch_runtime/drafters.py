@@ -1,6 +1,7 @@
 """Who drafts: a second model with pools of its own, or the first layers of the target itself."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +65,10 @@ class ModelDrafter:
         return int(missing.argmax()) if missing.any() else len(slots)
 
     def logits(self, segments: Sequence[Segment]) -> Tensor:
-        batch = PackedBatch(segments, self._model.shape.device)
+        # What the draft doesn't know it reads as another token: that costs acceptance, never exactness.
+        largest = self._model.shape.vocab_size - 1
+        known = [replace(segment, tokens=np.minimum(segment.tokens, largest)) for segment in segments]
+        batch = PackedBatch(known, self._model.shape.device)
         hidden = self._model.forward(batch, self._pool)
         for segment in segments:
             self._written[segment.slots] = self._target_pool.uses[segment.slots]

@@ -82,7 +82,9 @@ class Engine:
         if not works:
             return False
         self.steps += 1
-        rounds = self._draft(works)
+        works, rounds = self._draft(works)
+        if not works:
+            return True
         segments = [rounds[i].target_segment() if i in rounds else self._segment(work) for i, work in enumerate(works)]
         batch = PackedBatch(segments, self.model.shape.device)
         hidden = self.model.forward(batch, self.pool)
@@ -95,8 +97,9 @@ class Engine:
         tokens = work.sequence.tokens[work.start : work.start + work.count]
         return Segment.chain(tokens.astype(np.int64), work.slots, work.context)
 
-    def _draft(self, works: Sequence[Work]) -> dict[int, Round]:
-        """Draft trees by number of the work that they belong to."""
+    def _draft(self, works: list[Work]) -> tuple[list[Work], dict[int, Round]]:
+        """What is left to compute, and the draft trees by number of the work that they belong to. A request whose draft
+        failed ends here."""
         rounds: dict[int, Round] = {}
         behind: list[TokenSequence] = []
         for i, work in enumerate(works):
@@ -114,7 +117,16 @@ class Engine:
             for i, one in rounds.items():
                 work, tree = works[i], one.tree
                 self.scheduler.settle_draft(work, len(tree), one.draft_tokens, one.draft_flops)
-        return rounds
+        failed = [i for i, one in rounds.items() if one.fault is not None]
+        for i in failed:
+            works[i].sequence.fail(RequestFailed(f"internal error: {rounds[i].fault}"))
+            self.scheduler.free_round(works[i], [])
+            self.scheduler.finish(works[i].sequence)
+        if failed:
+            kept = [i for i in range(len(works)) if i not in failed]
+            rounds = {place: rounds[i] for place, i in enumerate(kept) if i in rounds}
+            works = [works[i] for i in kept]
+        return works, rounds
 
     def _sample(
         self, works: Sequence[Work], rounds: Mapping[int, Round], batch: PackedBatch, hidden: Tensor

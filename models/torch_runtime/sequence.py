@@ -160,7 +160,8 @@ class Sequence:
         delta = self._delta(tokens=[token])
         stopping = token in self._stop_ids and self.num_outputs > self.generation.stopping.min_tokens
         if stopping:
-            visible = self.generation.stopping.include_stop
+            # An end of sequence is no stop that was asked for, so it is never shown.
+            visible = self.generation.stopping.include_stop and self._stop_ids[token] is not None
         else:
             hides = self.generation.skip_special_tokens and token not in self.generation.visible_special_tokens
             visible = not (hides and self._tokenizer.is_special(token))

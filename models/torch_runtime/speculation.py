@@ -4,6 +4,7 @@ A round of one sequence: the root is its last token, whose keys and values are s
 draft tree. Node i of the tree lives in slot i of the step's work, so accepting a path moves no memory.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from strategies.speculative.noise import Noise, RoundNoise
 from strategies.speculative.speculation import NgramSpeculation, Speculation
 from strategies.speculative.support import most_likely
 from strategies.speculative.verify import Verdict, verify
+
+log = logging.getLogger(__name__)
 
 DRAFT_SUPPORT = 256
 """Most likely tokens of a draft distribution that are drawn from; what is cut is accepted next to never."""
@@ -54,6 +57,7 @@ class Round:
         self.rows = [sequence.row]
         self.coupled = speculation.coupled
         self.path: tuple[int, ...] = ()
+        self.fault: Exception | None = None
         self.draft_tokens = 0
         self.draft_flops = 0.0
         generation = sequence.generation
@@ -66,14 +70,18 @@ class Round:
 
     @property
     def drafting(self) -> bool:
-        return self.tree.depth < self.plan.levels and bool(self.tree.frontier())
+        return self.fault is None and self.tree.depth < self.plan.levels and bool(self.tree.frontier())
 
     def grow_rows(self) -> None:
-        """Rows of the nodes that were added since."""
-        for node in range(len(self.rows), len(self.tree.tokens)):
-            row = self.rows[self.tree.parents[node]].fork()
-            row.append(self.tree.tokens[node])
-            self.rows.append(row)
+        """Rows of the nodes that were added since. A state that fails on a draft token is this round's fault alone."""
+        try:
+            for node in range(len(self.rows), len(self.tree.tokens)):
+                row = self.rows[self.tree.parents[node]].fork()
+                row.append(self.tree.tokens[node])
+                self.rows.append(row)
+        except Exception as error:
+            log.exception("a draft failed")
+            self.fault = error
 
     def draft_segments(self, drafter: Drafter) -> list[Segment]:
         """What the draft computes next: its missing history and the root, then one token per node of the frontier."""

@@ -58,6 +58,16 @@ class Speculation(BaseModel):
             raise PydanticCustomError("value", "is not possible with this method", {"field": "coupled"})
         return self
 
+    @model_validator(mode="after")
+    def _bounded(self) -> "Speculation":
+        nodes = self.nodes(self.length)
+        if nodes > MAX_NODES:
+            count = f"{nodes}" if nodes < 10**9 else "more than a billion"
+            message = f"the tree would have {count} nodes; at most {MAX_NODES} are allowed"
+            field = next((name for name in ("branching", "width") if name in type(self).model_fields), "length")
+            raise PydanticCustomError("value", "{message}", {"message": message, "field": field})
+        return self
+
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """Most draft tokens of each level."""
@@ -178,8 +188,14 @@ class NgramSpeculation(Speculation):
     min_ngram: Annotated[int, Field(ge=1, le=16, description="Shortest suffix that is looked up.")] = 1
     length_: Annotated[Length, Field(alias="length")] = 8
 
+    @model_validator(mode="after")
+    def _range_of_ngrams(self) -> "NgramSpeculation":
+        if self.min_ngram > self.max_ngram:
+            raise PydanticCustomError("value", "must not be above max_ngram", {"field": "min_ngram"})
+        return self
+
     def widths(self) -> tuple[int, ...]:
         return (1,) * self.length_
 
     def method(self, length: int) -> Method:
-        return PromptLookup(self.max_ngram, min(self.min_ngram, self.max_ngram), length)
+        return PromptLookup(self.max_ngram, self.min_ngram, length)

@@ -172,7 +172,7 @@ def test_defining_a_transform_is_all_it_takes() -> None:
     """One class in one file: it has a name, a schema, and runs in the pipeline."""
     assert registry.find("transform", "recorder", "decoding.sampler") is Recorder
     assert Recorder.model_json_schema()["properties"] == {"number": {"title": "Number", "type": "integer"}}
-    with pytest.raises(InvalidRequest, match="'nonsense' is unknown; there are: .*recorder"):
+    with pytest.raises(InvalidRequest, match=r"'nonsense' is unknown; there are: .*recorder"):
         registry.find("transform", "nonsense", "decoding.sampler")
 
 
