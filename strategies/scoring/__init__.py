@@ -1,0 +1,1 @@
+"""What a solution is worth: answers, and the values of unfinished text."""
