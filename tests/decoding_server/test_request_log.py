@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 
@@ -68,7 +68,11 @@ def run(observer, meter=None, text="hi", model="tiny", prompts=("what",)):
 
 
 def test_a_finished_request(lines):
-    meter = AdmittedMeter(Budget(flops=1e9, seconds=2.0), Spend(9, 3, 4, 2, 5e8), exhausted="flops")
+    meter = AdmittedMeter(
+        Budget(flops=1e9, seconds=2.0),
+        Spend(target_tokens=9, cached_tokens=3, output_tokens=4, forward_passes=2, flops=5e8),
+        exhausted="flops",
+    )
     observer = begin()
     meter.admitted = meter.started + 0.5
     run(observer, meter).finished()
@@ -90,13 +94,7 @@ def test_a_finished_request(lines):
         "completion_tokens": 4,
         "budget": {"flops": 1e9, "seconds": 2.0},
         "budget_exhausted": "flops",
-        "spent": {
-            "target_tokens": 9,
-            "cached_tokens": 3,
-            "output_tokens": 4,
-            "forward_passes": 2,
-            "flops": 5e8,
-        },
+        "spent": asdict(meter.spend),
     }
     assert set(seconds) == {"total", "to_first_token", "queue", "prefill", "decode"}
     assert seconds["queue"] == pytest.approx(0.5, abs=0.1)
