@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: request, response and chunk."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -16,8 +17,8 @@ PART_SEPARATOR = "\n"
 """Between the text parts of one message, which templates take as one string."""
 
 
-def _content(value: Any) -> str | None:
-    """A message's text: a string, or the text parts of a list."""
+def joined_text(value: Any, kinds: Sequence[str]) -> str | None:
+    """A message's text: a string, or the text parts (of these types) of a list. Raises pydantic's error."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -25,12 +26,16 @@ def _content(value: Any) -> str | None:
     texts = []
     for index, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise invalid(f"part {index} is not a text part; only {{'type': 'text', 'text': ...}} is supported")
+        if kind not in kinds:
+            raise invalid(f"part {index} is not a text part; only parts of type {' or '.join(kinds)} are supported")
         if not isinstance(part.get("text"), str):
             raise invalid(f"part {index} has no text")
         texts.append(part["text"])
     return PART_SEPARATOR.join(texts)
+
+
+def _content(value: Any) -> str | None:
+    return joined_text(value, ("text",))
 
 
 _CONTENT_SCHEMA = {

@@ -9,27 +9,14 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from decoding_server.protocol.chat import PART_SEPARATOR, TokenLogprobEntry
+from decoding_server.protocol.chat import TokenLogprobEntry, joined_text
 from decoding_server.protocol.sampling import invalid
 
 TEXT_PARTS = ("input_text", "output_text")
 
 
 def _text(value: Any) -> str | None:
-    """An item's text: a string, or the text parts of a list."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise invalid("must be a string or a list of text parts")
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in TEXT_PARTS:
-            raise invalid(f"part {index} is not a text part; only the types {' and '.join(TEXT_PARTS)} are supported")
-        if not isinstance(part.get("text"), str):
-            raise invalid(f"part {index} has no text")
-        texts.append(part["text"])
-    return PART_SEPARATOR.join(texts)
+    return joined_text(value, TEXT_PARTS)
 
 
 _TEXT_SCHEMA = {

@@ -60,7 +60,9 @@ class PrefixCache:
     def match(self, tokens: Tokens, salt: str = "") -> tuple[Node, Slots]:
         """The longest cached prefix of `tokens`: the node it ends at (split there if need be), and its slots."""
         self._clock += 1
-        root = self._roots.setdefault(salt, _root()) if salt else self.root
+        root = self._roots.get(salt)
+        if root is None:
+            root = _root()  # not kept before something lies below it: clients make up salts as they like
         node, found, slots = root, 0, [root.slots]
         while found < len(tokens):
             child = node.children.get(int(tokens[found]))
@@ -87,6 +89,8 @@ class PrefixCache:
             leaf = Node(tokens[known:].copy(), slots[known:].copy(), node)
             leaf.last_used = self._clock
             node.children[int(tokens[known])] = leaf
+            if node.parent is None:
+                self._roots[salt] = node
             self.size += len(leaf.tokens)
             self.evictable += len(leaf.tokens)
             node = leaf

@@ -5,6 +5,8 @@ with a `Method`.
 """
 
 from abc import abstractmethod
+from itertools import accumulate
+from operator import mul
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -101,11 +103,7 @@ class RecursiveConstant(Speculation):
     ] = (2, 2, 1)
 
     def widths(self) -> tuple[int, ...]:
-        counts, level = [], 1
-        for branching in self.branching:
-            level *= branching
-            counts.append(level)
-        return tuple(counts)
+        return tuple(accumulate(self.branching, mul))
 
     def method(self, length: int) -> Method:
         return ConstantBranching(self.branching[:length])
@@ -152,11 +150,7 @@ class MultiDraftSpeculation(Speculation):
     ] = (2, 2, 1)
 
     def widths(self) -> tuple[int, ...]:
-        counts, level = [], 1
-        for branching in self.branching:
-            level *= branching
-            counts.append(level)
-        return tuple(counts)
+        return tuple(accumulate(self.branching, mul))
 
     def method(self, length: int) -> Method:
         return MultiDraft(self.branching[:length])

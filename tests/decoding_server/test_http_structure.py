@@ -5,6 +5,7 @@ The scripted model draws letters at random, so every form below is the grammar's
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -163,20 +164,32 @@ def test_a_call_that_the_model_writes_is_found(tool_server):
     assert hidden["message"]["content"] == script
 
 
-def test_a_conversation_with_calls_goes_on(tool_server):
-    call = {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": "{}"}}
-    messages = [
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
-        {"role": "user", "content": "thanks"},
-    ]
-    response = tool_server.post(CHAT, {**CALL, "messages": messages})
-    assert response.status_code in (200, 400)
-    if response.status_code == 400:  # the scripted template knows no tool turns
-        assert response.json()["error"]["param"] == "messages"
-    call["function"]["arguments"] = "{"
+def test_the_arguments_of_earlier_calls_must_be_json(tool_server):
+    call = {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": "{"}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     assert refused(tool_server, CHAT, CALL, messages=messages) == "messages[1].tool_calls[0].function.arguments"
+    call["function"]["arguments"] = "{}"
+    done = [*messages, {"role": "user", "content": "abc"}]
+    response = tool_server.post(CHAT, {**CALL, "messages": done})
+    assert response.json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_markers_that_are_special_tokens_reach_the_parser(monkeypatch):
+    """Special tokens have no text in an answer, unless they are what a call is written with."""
+    from conftest import live_server
+    from scripted_server import TOKENIZER
+
+    from decoding_server.tools import formats
+
+    marked = replace(formats.FORMATS["mistral"], markers=("<|system|>",))
+    monkeypatch.setitem(formats.FORMATS, "mistral", marked)
+    with live_server({"tool_call_parser": "mistral"}, max_model_len=2048) as server:
+        assert server.runtime.tokenizer is TOKENIZER
+        script = {"messages": [{"role": "user", "content": "a<|system|>b"}], "max_tokens": 20}
+        with_tools = server.post(CHAT, {**script, "tools": TOOLS}).json()
+        assert with_tools["choices"][0]["message"]["content"] == "a<|system|>b"
+        without = server.post(CHAT, script).json()
+        assert without["choices"][0]["message"]["content"] == "ab"
 
 
 def test_tools_need_a_format(server, tool_server):

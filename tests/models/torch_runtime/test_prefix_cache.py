@@ -231,3 +231,20 @@ def test_evict_frees_no_more_than_asked(count: int) -> None:
     add(cache, pool, "bbbb")
     assert cache.evict(count) == count
     assert cache.size == 8 - count
+
+
+def test_salts_have_trees_of_their_own_which_go_with_their_last_token() -> None:
+    pool = make_pool()
+    cache = PrefixCache(pool)
+    for salt in ("", "a", "b"):
+        cache.insert(ids("abc"), pool.allocate(3), salt)
+    assert cache.size == 9
+    found = [cache.match(ids("abcd"), salt)[1].tolist() for salt in ("", "a", "b", "c")]
+    assert [len(slots) for slots in found] == [3, 3, 3, 0]
+    assert len({slot for slots in found for slot in slots}) == 9
+    for i in range(100):  # looked up, never filled: nothing may stay of them
+        cache.match(ids("abc"), f"made up {i}")
+    assert set(cache._roots) == {"", "a", "b"}
+    assert cache.evict(9) == 9
+    assert set(cache._roots) == {""}
+    assert pool.num_free == SLOTS

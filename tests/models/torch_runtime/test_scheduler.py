@@ -343,3 +343,18 @@ def test_work_that_waits_is_scheduled_in_the_step_in_which_a_budget_ends_the_onl
         assert busy or not engine.scheduler.waiting
     assert first.finish == ("length", "budget:output_tokens")
     assert second.ended
+
+
+def test_smaller_priorities_are_admitted_first() -> None:
+    """One sequence at a time: the running one is not interrupted, then by priority, then by arrival."""
+    engine = SteppedEngine(DISTRIBUTION, max_num_seqs=1)
+    order: list[int] = []
+    priorities = [0, 5, 0, -3, 5, -3]
+    answers = [
+        engine.submit(Generation([97 + i], GREEDY, StopConditions(max_tokens=3, ignore_eos=True), priority=priority))
+        for i, priority in enumerate(priorities)
+    ]
+    while len(order) < len(answers):
+        engine.step()
+        order += [i for i, answer in enumerate(answers) if answer.ended and i not in order]
+    assert order == sorted(range(6), key=lambda i: (priorities[i], i))
