@@ -22,8 +22,11 @@ TORCH ?= torch==2.13.0
 serve: setup
 	$(BIN)/decoding-server serve $(MODEL) --port $(or $(PORT),8000) $(ARGS)
 
+# Two workers, whole files each: most tests keep one core busy, and a file's servers and models are started once.
+WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

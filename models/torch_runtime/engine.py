@@ -256,7 +256,7 @@ class Engine:
         for i, work in enumerate(works):
             sequence, one, unsettled = work.sequence, rounds.get(i), i in rounds
             try:
-                if work.start < sequence.num_prompt <= work.start + work.count and one is None:
+                if work.start < sequence.num_prompt <= work.start + work.count:
                     self.scheduler.finished_prefill(sequence)
                 if i not in outcomes:
                     if sequence.pending == 0:
@@ -276,8 +276,6 @@ class Engine:
                 if one is not None:
                     unsettled = False
                     self.scheduler.commit_round(work, one.path, emitted)
-                    if going and work.start < sequence.num_prompt:
-                        self.scheduler.finished_prefill(sequence)
                 if not going:
                     self.scheduler.finish(sequence)
             except Exception as error:  # a bug met by one request must not take the others down

@@ -130,6 +130,8 @@ def _drafters(
                 f"the draft model {draft.info.name} has {draft.info.max_model_len} positions, the target is served "
                 f"with {info.max_model_len}; lower --max-model-len"
             )
+        if any(drafter.name == draft.info.name for drafter in drafters):
+            raise ModelLoadError(f"two draft models are called {draft.info.name}; requests could not tell them apart")
         drafters.append(ModelDrafter(draft.info.name, draft.model, draft.info, pool, info.vocab_size))
     if early_exit_layers is not None:
         if not isinstance(model, FusedDecoder):

@@ -7,7 +7,7 @@ its noise stay the same.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,8 @@ SHARE_AT_LEAST = 16
 """A waiting sequence is held back while a running one prefills at least this many tokens that it could then reuse."""
 EVICTION_BATCH = 256
 """Slots evicted at a time at least, so that the walk over the cache's leaves is not paid at every step."""
+DRAFT_STEPS = 4
+"""Nodes of all draft trees of one step, in multiples of `max_num_batched_tokens`: a bound of the step's length."""
 
 
 @dataclass(slots=True)
@@ -102,9 +104,18 @@ class Scheduler:
         """Gives every running sequence its share of the step."""
         works: list[Work] = []
         prefill_budget = self._max_num_batched_tokens - sum(s.pending == 1 for s in self.running)
+        drafting = self._drafting()
+        needed = sum(s.pending for s in self.running)  # slots that trees must leave to those still to be planned
+        reserved: set[int] = set()  # meters that hold more than was spent, for a round of this step
+        sharing = Counter(id(s.meter) for s in self.running)  # by meter: those still to be planned
         # In order of admission, so that a victim of preemption (always the last) has no work in this step yet.
         for sequence in list(self.running):
-            if sequence.node is None or self._over_budget(sequence):
+            needed -= sequence.pending
+            sharing[id(sequence.meter)] -= 1
+            if sequence.node is None or self._over_budget(sequence, reserved=id(sequence.meter) in reserved):
+                continue
+            speculates = sequence.generation.speculation is not None and sequence.pending == 1
+            if speculates and sequence.num_outputs and id(sequence) not in drafting:
                 continue
             count = 1 if sequence.pending == 1 else min(sequence.pending, prefill_budget)
             extra = sequence.candidates if count == sequence.pending else 0
@@ -113,14 +124,34 @@ class Scheduler:
             if sequence.pending > 1:
                 prefill_budget -= count
             plan = None
-            if sequence.generation.speculation is not None and sequence.pending == 1:
-                plan = self._speculator.plan(sequence, self.pool.num_free + self.cache.evictable)
+            if speculates:
+                room = self.pool.num_free + self.cache.evictable - needed
+                plan = self._speculator.plan(sequence, room, sharing[id(sequence.meter)])
             if plan is not None and plan.levels:
                 self._make_room(1 + plan.nodes, sequence)
+                sequence.last_round = self._step
+                reserved.add(id(sequence.meter))
                 works.append(self._round(sequence, plan))
             else:
                 works.append(self._work(sequence, count, plan))
         return works
+
+    def _drafting(self) -> set[int]:
+        """Ids of the sequences whose draft trees fit in this step together, those served longest ago first.
+
+        The others sit the step out: a smaller tree, or none, would make a seeded result depend on the batch.
+        """
+        chosen: set[int] = set()
+        nodes = 0
+        for sequence in sorted(self.running, key=lambda sequence: sequence.last_round):
+            speculation = sequence.generation.speculation
+            if speculation is None or sequence.pending != 1:
+                continue
+            size = speculation.nodes(speculation.length)
+            if not chosen or nodes + size <= DRAFT_STEPS * self._max_num_batched_tokens:
+                chosen.add(id(sequence))
+                nodes += size
+        return chosen
 
     def finished_prefill(self, sequence: Sequence) -> None:
         """Publishes a computed prompt in the prefix cache, so that others can share it while this one runs."""
@@ -186,11 +217,17 @@ class Scheduler:
             for other in self.running
         )
 
-    def _over_budget(self, sequence: Sequence) -> bool:
-        """Ends a sequence whose next step its request's budget does not cover."""
+    def _over_budget(self, sequence: Sequence, *, reserved: bool) -> bool:
+        """Ends a sequence whose next step its request's budget does not cover.
+
+        reserved: another choice's round of this step holds part of the budget and may give some back; then the sequence
+        only sits this step out.
+        """
         fresh = sequence.length - max(sequence.computed, sequence.charged) + sequence.candidates
         flops = self._info.flops(fresh, sequence.length - fresh)
         outputs = int(sequence.length < sequence.max_length)
+        if reserved:
+            return sequence.meter.lacks(tokens=fresh, flops=flops, outputs=outputs) is not None
         unit = sequence.meter.refuses(tokens=fresh, flops=flops, outputs=outputs)
         if unit is None:
             return False
@@ -276,6 +313,7 @@ class Scheduler:
             sequence.meter.spend.output_tokens += 1
         if plan is not None:
             sequence.meter.spend.draft_tokens += plan.draft_tokens
+            self.totals.iteration_tokens += plan.draft_tokens
             sequence.meter.spend.flops += plan.draft_flops
         extra = self.pool.allocate(sequence.candidates if sample else 0)
         if len(extra):

@@ -47,6 +47,7 @@ class Sequence:
         self.node: Node | None = None
         self.charged = 0  # tokens paid for or cached; recomputing them after a preemption costs the request nothing
         self.cancelled = False
+        self.last_round = 0  # engine step in which it last speculated
         self.row = Row(generation, eos_token_ids, tokenizer)
         self._tokenizer = tokenizer
         self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)

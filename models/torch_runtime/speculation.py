@@ -143,13 +143,15 @@ class Speculator:
     def drafter_of(self, speculation: Speculation) -> Drafter:
         return self.drafters[speculation.drafter or next(iter(self.drafters))]
 
-    def plan(self, sequence: TokenSequence, room: int) -> DraftPlan | None:
-        """The largest round that the sequence's length, its request's budget and `room` free slots allow, or None.
+    def plan(self, sequence: TokenSequence, room: int, siblings: int) -> DraftPlan | None:
+        """The largest round that the sequence's length, its request's budget and `room` slots allow, or None.
 
-        Only for a sequence with nothing but its last token left to compute.
+        siblings: sequences of the same budget that are planned after it; a token is left for each of them.
+        Only for a sequence with nothing but its last token left to compute, and never for the first output: whether the
+        prompt's last token is computed alone depends on the cache, and a seeded result must not.
         """
         speculation = sequence.generation.speculation
-        if speculation is None or sequence.wants_prompt_logits or sequence.wants_hidden:
+        if speculation is None or sequence.num_outputs == 0:
             return None
         levels = min(speculation.length, sequence.max_length - sequence.length - 1)
         if isinstance(speculation, NgramSpeculation):
@@ -160,8 +162,11 @@ class Speculator:
             plan = self._cost(sequence, speculation, levels)
             tokens = 1 + plan.nodes
             flops = self._info.flops(tokens, sequence.computed) + plan.draft_flops
-            outputs = levels + 1 if plan.levels else 1
-            lacks = sequence.meter.lacks(tokens=tokens + plan.draft_tokens, flops=flops, outputs=outputs)
+            lacks = sequence.meter.lacks(
+                tokens=tokens + plan.draft_tokens + siblings,
+                flops=flops + siblings * self._info.flops(1, sequence.computed),
+                outputs=plan.levels + 1 + siblings,
+            )
             if tokens <= room and lacks is None:
                 return plan
             if not plan.levels:

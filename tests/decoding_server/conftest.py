@@ -1,57 +1,10 @@
-"""A real server on a real socket, in a thread, and the real clients that talk to it."""
+"""Servers that many tests share, and servers with flags of their own."""
 
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
-import httpx
 import openai
 import pytest
-import uvicorn
-from scripted_server import make_runtime
-
-from decoding_server.app import create_app
-from decoding_server.config import load_config
-from models.torch_runtime.runtime import TorchRuntime
-
-
-@dataclass(frozen=True)
-class LiveServer:
-    url: str
-    runtime: TorchRuntime
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
-
-    def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, **options)
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=30, **options)
-
-
-@contextmanager
-def live_server(flags: dict[str, Any], **runtime_options: int) -> Iterator[LiveServer]:
-    config = load_config(flags, {}).config
-    runtime = make_runtime(**{"max_waiting": config.max_waiting, **runtime_options})
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(runtime, config), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime)
-    finally:
-        server.should_exit = True
-        thread.join()
-        runtime.close()
+from live_server import LiveServer, live_server
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def key_file(tmp_path):
 @pytest.fixture(scope="module")
 def keyed():
     """A server with two keys."""
-    from conftest import live_server
+    from live_server import live_server
 
     with live_server({"api_key": ["first", "second"]}) as live:
         yield live
@@ -45,7 +45,7 @@ def keyed():
 @pytest.fixture(scope="module")
 def browsed():
     """A server with a key, which one origin's pages may call."""
-    from conftest import live_server
+    from live_server import live_server
 
     with live_server({"api_key": ["first"], "cors_origin": [PAGE]}) as live:
         yield live

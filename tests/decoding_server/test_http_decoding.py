@@ -3,6 +3,7 @@
 import pytest
 
 from decoding_server.decoding import HEADER
+from strategies.registry import registered
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 BODY = {"prompt": "?|", "max_tokens": 6, "seed": 3}
@@ -177,5 +178,8 @@ def test_strategies_are_listed_with_schemas(server):
     assert "logit_bias" not in by_name
     assert by_name["top_p"]["parameters"]["properties"]["p"]["maximum"] == 1
     assert by_name["dry"]["slot"] == "penalty"
-    assert all(strategy["summary"] for strategy in listing["data"])
+    kinds = {**registered("transform"), **registered("speculation")}
+    ours = [name for name, kind in kinds.items() if name in by_name and kind.__module__.startswith("strategies.")]
+    assert len(ours) > 20
+    assert all(by_name[name]["summary"] for name in ours)
     assert listing["budget"]["properties"].keys() == {"forward_tokens", "output_tokens", "flops", "seconds"}

@@ -111,7 +111,7 @@ def test_what_cannot_be_enforced_is_refused(server, fields, param):
 
 @pytest.fixture(scope="module")
 def tool_server():
-    from conftest import live_server
+    from live_server import live_server
 
     with live_server({"tool_call_parser": "hermes"}, max_model_len=2048) as server:
         yield server
@@ -176,7 +176,7 @@ def test_the_arguments_of_earlier_calls_must_be_json(tool_server):
 
 def test_markers_that_are_special_tokens_reach_the_parser(monkeypatch):
     """Special tokens have no text in an answer, unless they are what a call is written with."""
-    from conftest import live_server
+    from live_server import live_server
     from scripted_server import TOKENIZER
 
     from decoding_server.tools import formats

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from conftest import LiveServer
+from live_server import LiveServer
 from scripted_server import END, LETTERS, TOKENIZER
 
 from models.scripted import scripted_runtime
