@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test check bench soak docs clean
+.PHONY: setup serve test test-clients check bench soak docs clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,20 @@ WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
+# Real clients against a running server, every one of them: they bring a hundred packages, so not into $(VENV). npm must
+# be there.
+CLIENTS_VENV ?= .venv-clients
+
+test-clients: $(CLIENTS_VENV)/.ready
+	DECODING_SERVER_TEST_CLIENTS=required $(CLIENTS_VENV)/bin/python -m pytest $(or $(ARGS),tests/clients)
+
+$(CLIENTS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --editable '.[dev,clients]'
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +58,4 @@ docs: setup
 	$(BIN)/python -m decoding_server.features --write
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
