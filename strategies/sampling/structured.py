@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 class StructureState:
     """Where one sequence stands in the grammar. fault: why it can't go on, if a token was forced on it that the grammar
-    refuses, or a limit was met; its row is then masked altogether, and so fails alone."""
+    refuses, or a limit was met; its row is then masked altogether, and so fails alone.
+
+    A refused token is nothing to warn of: drafts that were copied from the context are refused all the time, and what
+    comes after them is never reached."""
 
     __slots__ = ("fault", "matcher", "tokens")
 
@@ -38,8 +41,15 @@ class StructureState:
     def advance(self, token: int) -> None:
         if self.fault is not None:
             return
-        if not 0 <= token < self.tokens or not self.matcher.consume_token(token):
-            self.fail(self.matcher.get_error() or f"token {token} is not in the vocabulary")
+        if not 0 <= token < self.tokens:
+            self.fault = f"token {token} is not in the vocabulary"
+            return
+        valid = self.matcher.validate_tokens([token])  # 0 also for an end of sequence, which may be consumed
+        if not self.matcher.consume_token(token):
+            if valid:
+                self.fail(self.matcher.get_error())
+            else:
+                self.fault = f"the grammar refuses token {token}"
 
     def fork(self) -> "StructureState":
         return StructureState(self.matcher.deep_copy(), self.tokens, self.fault)

@@ -83,6 +83,16 @@ def test_usage_counts_predictions(server: RuntimeServer) -> None:
     assert spend["draft_tokens"] > spend["drafted_tokens"]
 
 
+def test_a_draft_that_a_structure_forbids_is_no_matter_to_warn_of(server: RuntimeServer, caplog: Any) -> None:
+    """The prompt repeats itself with commas, so that is what gets drafted; the structure knows none."""
+    asked = {"prompt": "abcabcabcabc|" + "abc," * 8, "structured_outputs": {"regex": "(abc){4}"}}
+    with caplog.at_level("WARNING"):
+        answer = ask(server, {"type": "ngram", "length": 6, "max_ngram": 2}, **asked)
+    assert answer["choices"][0]["text"] == "abcabcabcabc"
+    assert answer["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] > 0
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+
+
 def test_refused_predictions_are_counted(server: RuntimeServer) -> None:
     asked = {"prompt": "another script|", "max_tokens": 6}
     usage = ask(server, {"type": "chain", "length": 2, "drafter": "far"}, **asked)["usage"]
