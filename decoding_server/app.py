@@ -7,7 +7,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from decoding_server import __version__
 from decoding_server.api import chat, completions, embeddings, health, metrics, models, responses, strategies, tokens
@@ -20,7 +19,7 @@ from decoding_server.protocol.completions import CompletionRequest
 from decoding_server.protocol.embeddings import EmbeddingRequest
 from decoding_server.protocol.responses import ResponsesRequest
 from decoding_server.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from decoding_server.request_context import RequestContext
+from decoding_server.request_context import in_context
 from decoding_server.response_store import ResponseStore
 from decoding_server.service import Service
 from decoding_server.tracing import Tracing
@@ -59,16 +58,9 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
     if keys:
         open_paths = OPEN_PATHS | ({"/metrics"} if config.metrics == "open" else set())
         app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_paths)
-    if config.cors_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=config.cors_origin,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "openai-processing-ms", "retry-after", "x-should-retry"],
-        )
     app.add_middleware(ObserveRequests, observability=app.state.observability)
-    app.add_middleware(RequestContext)  # the last one added is the outermost: every reply gets its headers
+    # The last one added is the outermost: whoever wrote a reply, it gets its headers.
+    app.add_middleware(in_context, origins=config.cors_origin)
     document_bodies(app)
     return app
 

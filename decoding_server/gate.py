@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from decoding_server.auth import OPEN_PATHS
 from decoding_server.errors import failure_of
-from decoding_server.request_context import RequestContext
+from decoding_server.request_context import in_context
 from strategies.errors import RuntimeUnavailable
 
 ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
@@ -16,15 +17,18 @@ ALWAYS_ANSWERED = OPEN_PATHS | {"/metrics"}
 
 
 class Gate:
-    """An ASGI application that can be listened to before the model is there, and drained before it goes."""
+    """An ASGI application that can be listened to before the model is there, and drained before it goes.
 
-    def __init__(self) -> None:
+    origins: whose pages may read its refusals.
+    """
+
+    def __init__(self, origins: Collection[str] = ()) -> None:
         self.app: ASGIApp | None = None
         self.draining = False
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()
-        self.refusal = RequestContext(self._refuse)
+        self.refusal = in_context(self._refuse, origins)
 
     def open(self, app: ASGIApp) -> None:
         self.app = app

@@ -19,6 +19,7 @@ from decoding_server.config import ConfigError, LoadedConfig, api_keys
 from decoding_server.gate import Gate
 from decoding_server.request_log import configure_request_log
 from decoding_server.service import sampling_origin
+from decoding_server.wire import protocol_class
 from strategies.errors import ModelLoadError
 from strategies.runtime import Runtime
 
@@ -76,7 +77,7 @@ class Serving:
         self.config = loaded.config
         self.load = load
         self.listener = listener
-        self.gate = Gate()
+        self.gate = Gate(self.config.cors_origin)
         self.runtime: Runtime | None = None
         self.app: FastAPI | None = None
         self.exit_code = 0
@@ -86,6 +87,7 @@ class Serving:
         self.server = Server(
             uvicorn.Config(
                 self.gate,
+                http=protocol_class(),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

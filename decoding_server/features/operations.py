@@ -1,5 +1,6 @@
 """Reference of what operators see: endpoints, configuration, metrics, errors and strategies, each from the code."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry
@@ -7,10 +8,12 @@ from pydantic_core import PydanticUndefined
 from starlette.exceptions import HTTPException
 
 from decoding_server.config import ENV_PREFIX, ServerConfig
+from decoding_server.cross_origin import cross_origin_refused
 from decoding_server.errors import BodyTooLarge, Failure, InvalidField, failure_of, unauthorized
 from decoding_server.features.comparison import markdown_table
 from decoding_server.features.routes import routes
 from decoding_server.metrics import STANDARD, RequestMetrics, RuntimeCollector
+from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED
 from strategies import registry
 from strategies.errors import (
     ContextLengthExceeded,
@@ -81,12 +84,15 @@ def errors() -> str:
         failure_of(InvalidField("strict mode: a field that the server doesn't know", "…", "unknown_parameter")),
         failure_of(InvalidField("the body is not a JSON object", None, "invalid_json")),
         failure_of(ContextLengthExceeded("prompt and max_tokens do not fit the context", "…")),
+        replace(cross_origin_refused(""), message="`--cors-origin` does not allow what a browser asks beforehand"),
+        MALFORMED,
         unauthorized(),
         failure_of(ModelNotFound("the model is not served here")),
         failure_of(HTTPException(404)),
         failure_of(HTTPException(405)),
         failure_of(BodyTooLarge("the body is larger than max_body")),
         failure_of(QueueFull("the queue is full", 1.0)),
+        HEAD_TOO_LARGE,
         failure_of(RequestFailed("a fault in this request alone, such as logits that are not numbers")),
         Failure(500, "a fault of the server", "server_error", None, "internal_error", {"x-should-retry": "false"}),
         failure_of(RuntimeUnavailable("the model loads, the server drains, or the engine has died")),

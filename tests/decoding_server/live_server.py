@@ -1,5 +1,6 @@
 """A real server on a real socket, in a thread, around the scripted model, and the clients that talk to it."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from scripted_server import make_runtime
 
 from decoding_server.app import create_app
 from decoding_server.config import load_config
+from decoding_server.wire import protocol_class
 from models.torch_runtime.runtime import TorchRuntime
 
 
@@ -36,12 +38,22 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(flags: dict[str, Any], **runtime_options: int) -> Iterator[LiveServer]:
+def live_server(
+    flags: dict[str, Any], http: type[asyncio.Protocol] | None = None, **runtime_options: int
+) -> Iterator[LiveServer]:
+    """http: the protocol, instead of the one that the server would choose."""
     config = load_config(flags, {}).config
     runtime = make_runtime(**{"max_waiting": config.max_waiting, **runtime_options})
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(create_app(runtime, config), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            create_app(runtime, config),
+            http=http or protocol_class(),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

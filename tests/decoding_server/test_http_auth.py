@@ -246,9 +246,25 @@ def test_origins_that_are_not_listed_are_shut_out(browsed):
     for origin in (OTHER_PAGE, PAGE + ".evil.example", PAGE + ":81", "https://page.example", "null"):
         preflight = httpx.options(browsed.url + "/v1/models", headers={"origin": origin, **PREFLIGHT})
         assert preflight.status_code == 400
+        assert preflight.headers["x-request-id"]
+        error = preflight.json()["error"]
+        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "cross_origin_refused")
+        assert "origin" in error["message"]
         simple = browsed.get("/v1/models", headers={"origin": origin, **bearer("first")})
         for response in (preflight, simple):
             assert "access-control-allow-origin" not in response.headers
+
+
+def test_a_page_may_read_an_internal_error(serve, monkeypatch):
+    def broken(request):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("decoding_server.api.models.service_of", broken)
+    server = serve({"cors_origin": [PAGE]})
+    failed = server.get("/v1/models", headers={"origin": PAGE})
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal_error")
+    assert cors(failed)["access-control-allow-origin"] == PAGE
+    assert failed.headers["x-request-id"]
 
 
 def test_any_origin(serve):

@@ -58,6 +58,22 @@ def test_health_and_version(server):
     assert httpx.get(server.url + "/version").json()["version"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/ping", "/version", "/v1/models", "/metrics", "/no/such/route"])
+def test_head_is_get_without_a_body(server, path):
+    """Load balancers and uptime monitors probe with HEAD."""
+    got, head = (httpx.request(method, server.url + path) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.headers["x-request-id"]
+    assert httpx.head(server.url + "/v1/completions").status_code == 405
+
+
+def test_head_needs_the_key_that_get_needs(serve):
+    keyed = serve({"api_key": ["k"]})
+    assert httpx.head(keyed.url + "/health").status_code == 200
+    assert httpx.head(keyed.url + "/v1/models").status_code == 401
+
+
 def test_every_route_wants_the_key(serve):
     keyed = serve({"api_key": ["first-key", "second-key"]})
     for method, path in routes(keyed, "second-key"):

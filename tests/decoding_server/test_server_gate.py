@@ -33,6 +33,26 @@ async def test_loading(gate):
         assert refused.headers["x-request-id"]
 
 
+PAGE = "http://page.example"
+
+
+@pytest.mark.parametrize("draining", [False, True], ids=["loading", "draining"])
+async def test_pages_of_other_origins_may_read_refusals(draining):
+    gate = Gate([PAGE])
+    if draining:
+        gate.open(slow_app)
+        await gate.drain(1)
+    async with client(gate) as http:
+        refused = await http.post("/v1/completions", json={}, headers={"origin": PAGE})
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (503, PAGE)
+        assert "retry-after" in refused.headers["access-control-expose-headers"]
+        stranger = await http.post("/v1/completions", json={}, headers={"origin": "http://other.example"})
+        assert (stranger.status_code, "access-control-allow-origin" in stranger.headers) == (503, False)
+        asked = {"origin": PAGE, "access-control-request-method": "POST"}
+        preflight = await http.options("/v1/completions", headers=asked)  # else the page could not see the 503
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, PAGE)
+
+
 async def test_drain_waits_for_what_runs_and_refuses_the_rest(gate):
     gate.open(slow_app)
     async with client(gate) as http:
