@@ -165,8 +165,8 @@ class ChatWriter:
 
 
 def _finish_reason(reason: FinishReason, parser: ToolCallParser | None) -> Literal["stop", "length", "tool_calls"]:
-    """An answer that made calls and was not cut off ended in order to have them run."""
-    return "tool_calls" if reason == "stop" and parser is not None and parser.has_calls else reason
+    """An answer that made calls and was not cut off, by a limit or a stop string, ended in order to have them run."""
+    return "tool_calls" if reason == "stop" and parser is not None and parser.ends_in_calls else reason
 
 
 def _content_entries(delta: Delta) -> list[TokenLogprob]:

@@ -88,7 +88,9 @@ class ServerConfig(BaseSettings):
         "auto", description="auto: default sampling values come from the model's generation_config; none: OpenAI's"
     )
     trust_request_chat_template: bool = Field(
-        False, description="let requests bring a chat template of their own; templates are programs"
+        False,
+        description="let requests bring a chat template of their own: a program, in a sandbox that does not limit its "
+        "time or memory, so for trusted clients only",
     )
     tool_call_parser: Literal["auto", "none", "hermes", "llama3", "mistral", "mistral-v11"] = Field(
         "auto", description="format in which the model writes tool calls; auto: what its chat template shows"

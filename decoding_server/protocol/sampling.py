@@ -61,6 +61,8 @@ class SamplingFields(BaseModel):
         PlainValidator(_logit_bias),
         WithJsonSchema({"type": ["object", "null"], "additionalProperties": {"type": "number"}}),
     ] = Field(default_factory=dict, description="Token id (as a string) to a bias from -100 to 100.")
-    allowed_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="No other can be drawn.")
-    bad_words: list[str] | None = Field(None, description="Words that can't be completed.")
+    allowed_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="No other can be drawn, unless a structured output leaves none of them."
+    )
+    bad_words: list[str] | None = Field(None, description="Words that can't be completed, unless nothing else is left.")
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None

@@ -22,21 +22,29 @@ from decoding_server.protocol.responses import ResponsesRequest
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Accepted on the generating endpoints, without effect: they label a request for OpenAI's own bookkeeping."""
 
-OLD_STRUCTURE_FIELDS: Mapping[str, tuple[Any, ...]] = {
+FIELDS_OF_PEERS: Mapping[str, tuple[Any, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
+    "regex": (),
+    "ebnf": (),
+    "json_schema": (),
+    "grammar": ("",),
+    "stop_regex": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0, 1),
 }
-"""vLLM's names of old for what `structured_outputs` does; to ignore them would return unconstrained text."""
+"""Names that vLLM (of old), SGLang and llama.cpp have for what `structured_outputs` does, and for beam search; to
+ignore them would return text that is not what was asked for."""
 
 NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
     CompletionRequest: {
         "store": (False,),
         "service_tier": ("auto", "default"),
-        **OLD_STRUCTURE_FIELDS,
+        **FIELDS_OF_PEERS,
     },
     ChatCompletionRequest: {
         "audio": (),
@@ -56,9 +64,9 @@ NEUTRAL: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "prompt": (),
         "suffix": ("",),
-        **OLD_STRUCTURE_FIELDS,
+        **FIELDS_OF_PEERS,
     },
-    ResponsesRequest: {**NOT_IN_RESPONSES, **OLD_STRUCTURE_FIELDS},
+    ResponsesRequest: {**NOT_IN_RESPONSES, **FIELDS_OF_PEERS},
     EmbeddingRequest: NOT_IN_EMBEDDINGS,
 }
 """OpenAI's fields that are not honoured, and the values with which they ask for nothing."""

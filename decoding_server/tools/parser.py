@@ -71,13 +71,20 @@ class ToolCallParser(ABC):
         self._sink = _Sink.HELD
         self._calls_started = 0
         self._reported = False  # the current or last call was reported, and no content has come since
+        self._cut_off = False
         self._line_start = True  # only white space since the last line break, or directly after a call
         self._scan = self._answer()
 
     @property
     def has_calls(self) -> bool:
-        """Whether a call was reported: the answer's finish_reason is then "tool_calls" where it would be "stop"."""
+        """Whether a call was reported."""
         return self._calls_started > 0
+
+    @property
+    def ends_in_calls(self) -> bool:
+        """After `finish`: whether there are calls to run. The answer's finish_reason is then "tool_calls" where it
+        would be "stop"; not so if the text ended, at a stop string, within a call's arguments."""
+        return self.has_calls and not self._cut_off
 
     def push(self, text: str) -> list[Event]:
         """The events that are certain with this text."""
@@ -246,7 +253,11 @@ class ToolCallParser(ABC):
         """The arguments begin at the current character and go out as they come."""
         self._report(name)
         self._switch(_Sink.ARGUMENTS)
-        yield from self._value()
+        try:
+            yield from self._value()
+        except Malformed:
+            self._cut_off = not self._char and (self._parallel or self._calls_started == 1)
+            raise
         self._switch(_Sink.HELD)
 
     def _report_whole(self, name: str, arguments: str) -> None:

@@ -164,6 +164,19 @@ def test_a_call_that_the_model_writes_is_found(tool_server):
     assert hidden["message"]["content"] == script
 
 
+@pytest.mark.parametrize(("stop", "reason"), [('"age"', "stop"), ("</tool_call>", "tool_calls")])
+def test_a_stop_string_within_arguments_leaves_no_call_to_run(tool_server, stop, reason):
+    """A client that is told "tool_calls" runs them, and these arguments are no JSON."""
+    script = '<tool_call>{"name": "weather", "arguments": {"name": "x", "age": 3}}</tool_call>'
+    asked = {**CALL, "messages": [{"role": "user", "content": script}], "stop": [stop]}
+    (choice,) = tool_server.post(CHAT, asked).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == (reason, stop)
+    lines = tool_server.post(CHAT, {**asked, "stream": True}).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + [reason]
+
+
 def test_the_arguments_of_earlier_calls_must_be_json(tool_server):
     call = {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": "{"}}
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]

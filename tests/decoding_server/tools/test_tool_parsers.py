@@ -452,6 +452,28 @@ def test_has_calls() -> None:
     assert parser.has_calls
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ('{"name":"search","arguments":{"q":1}}', True),
+        ('{"name":"search","arguments":{"q":1}', True),  # the arguments are whole
+        ('{"name":"search","arguments":{"q":', False),
+        ('{"name":"search","arguments":{"q":"a', False),
+        ('{"name":"search","arguments":{"q":]}} text', True),  # the model's own fault, and not the end
+        ('{"name":"search"', False),  # no call yet
+    ],
+)
+def test_a_text_that_ends_within_arguments_has_no_calls_to_run(text: str, whole: bool) -> None:
+    parser = FORMATS["hermes"].create_parser(TOOLS)
+    parser.push(f"<tool_call>{text}")
+    parser.finish()
+    assert parser.ends_in_calls is whole
+    first = FORMATS["mistral"].create_parser(TOOLS, parallel=False)
+    first.push(f'[TOOL_CALLS][{{"name":"now","arguments":{{}}}},{text}')
+    first.finish()
+    assert first.ends_in_calls
+
+
 def test_names_are_bounded() -> None:
     text = f'<tool_call>{{"name":"{"x" * 1000}"}}'
     assert parse("hermes", [text]) == (text, [])
