@@ -126,6 +126,12 @@ class RequestMetrics:
         self.explored_tokens = counter("explored_tokens", "Tokens generated, dead ends included.")
         self.committed_tokens = counter("committed_tokens", "Tokens that reached an answer.")
         self.exhausted = counter("budget_exhausted", "Requests that a budget ended.", "unit")
+        self.rounds = counter("spec_decode_num_drafts", "Rounds of speculation: a draft and its verification.")
+        self.drafted = counter("spec_decode_num_draft_tokens", "Draft tokens that were verified.")
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Draft tokens that were accepted.")
+        self.accepted_at = counter(
+            "spec_decode_num_accepted_tokens_per_pos", "Accepted draft tokens by level of the draft.", "position"
+        )
         self.of(STANDARD)
 
     def of(self, strategy: str) -> "StrategyMetrics":
@@ -155,14 +161,15 @@ class StrategyMetrics:
     generation_tokens: Histogram
     success: Mapping[str, Counter]
     failures: Callable[[int], Counter]
-    costs: tuple[Counter, Counter, Counter, Counter]
+    costs: Sequence[Counter]
     exhausted: Mapping[str, Counter]
+    accepted_at: Callable[[int], Counter]
 
     @classmethod
     def label(cls, parent: RequestMetrics, strategy: str) -> "StrategyMetrics":
         labels = (parent.model_name, strategy)
         costs = (parent.flops, parent.forward_tokens, parent.explored_tokens, parent.committed_tokens)
-        flops, forward, explored, committed = (counter.labels(*labels) for counter in costs)
+        speculation = (parent.rounds, parent.drafted, parent.accepted)
         return cls(
             parent.first_token.labels(*labels),
             parent.between_tokens.labels(*labels),
@@ -172,8 +179,9 @@ class StrategyMetrics:
             parent.generation_tokens.labels(*labels),
             {reason: parent.success.labels(*labels, reason) for reason in FINISHED_REASONS},
             lambda status: parent.failures.labels(*labels, str(status)),
-            (flops, forward, explored, committed),
+            [counter.labels(*labels) for counter in (*costs, *speculation)],
             {unit: parent.exhausted.labels(*labels, unit) for unit in BUDGET_UNITS},
+            lambda level: parent.accepted_at.labels(*labels, str(level)),
         )
 
     def tokens(self, seconds: float, count: int) -> None:
@@ -185,9 +193,12 @@ class StrategyMetrics:
         """Costs count whatever became of the request; latencies and sizes only if it was answered."""
         if record.meter is not None:
             spend, exhausted = record.meter.spend, record.meter.exhausted
-            spent = (spend.flops, spend.target_tokens, spend.output_tokens, record.completion_tokens)
-            for counter, amount in zip(self.costs, spent, strict=True):
+            costs = (spend.flops, spend.target_tokens, spend.output_tokens, record.completion_tokens)
+            speculation = (spend.rounds, spend.drafted_tokens, spend.accepted_tokens)
+            for counter, amount in zip(self.costs, (*costs, *speculation), strict=True):
                 counter.inc(amount)
+            for level, accepted in enumerate(spend.accepted_by_level):
+                self.accepted_at(level).inc(accepted)
             if exhausted is not None:
                 self.exhausted[exhausted].inc()
         if record.outcome == "failed":

@@ -109,7 +109,9 @@ def metrics() -> str:
     registry_ = CollectorRegistry()
     status = RuntimeStatus("ready", "", 0, 0, 0, 0, 0, 0)
     registry_.register(RuntimeCollector("", lambda: status, {}))
-    RequestMetrics(registry_, "").of(STANDARD).failures(400)  # a series with labels of its own shows on first use
+    series = RequestMetrics(registry_, "").of(STANDARD)
+    series.failures(400)  # a series with labels of its own shows on first use
+    series.accepted_at(0)
     rows = []
     for family in registry_.collect():
         suffix = "_total" if family.type == "counter" else ""

@@ -83,6 +83,26 @@ def test_usage_counts_predictions(server: RuntimeServer) -> None:
     assert spend["draft_tokens"] > spend["drafted_tokens"]
 
 
+def test_metrics_count_predictions(server: RuntimeServer) -> None:
+    """Under vLLM's names, by strategy; an earlier test may have counted too."""
+
+    def counts() -> dict[str, float]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        found = [line.rpartition(" ") for line in lines if "spec_decode" in line and 'strategy="chain"' in line]
+        return {name: float(value) for name, _, value in found if "_created" not in name}
+
+    before = counts()
+    spend = ask(server, {"type": "chain", "length": 4})["usage"]["decoding"]
+    grown = {name: value - before.get(name, 0.0) for name, value in counts().items()}
+    labels = 'model_name="scripted",strategy="chain"'
+    assert grown[f"decoding:spec_decode_num_drafts_total{{{labels}}}"] == spend["rounds"]
+    assert grown[f"decoding:spec_decode_num_draft_tokens_total{{{labels}}}"] == spend["drafted_tokens"]
+    assert grown[f"decoding:spec_decode_num_accepted_tokens_total{{{labels}}}"] == spend["accepted_tokens"]
+    for level, accepted in enumerate(spend["accepted_by_level"]):
+        name = "decoding:spec_decode_num_accepted_tokens_per_pos_total"
+        assert grown[f'{name}{{model_name="scripted",position="{level}",strategy="chain"}}'] == accepted > 0
+
+
 def test_a_draft_that_a_structure_forbids_is_no_matter_to_warn_of(server: RuntimeServer, caplog: Any) -> None:
     """The prompt repeats itself with commas, so that is what gets drafted; the structure knows none."""
     asked = {"prompt": "abcabcabcabc|" + "abc," * 8, "structured_outputs": {"regex": "(abc){4}"}}

@@ -126,6 +126,19 @@ def finish(observer, meter, choices=((4, "stop"),), strategy="phi"):
     observer.finished()
 
 
+def test_speculation():
+    seen = observability()
+    spend = Spend(target_tokens=30, rounds=5, drafted_tokens=20, accepted_tokens=9, accepted_by_level=[5, 3, 1])
+    for _ in range(2):
+        finish(seen.begin("a", "completions"), AdmittedMeter(spend=spend), strategy="rsd-s")
+    found, labels = samples(seen), MODEL | {"strategy": "rsd-s"}
+    assert value(found, "spec_decode_num_drafts_total", labels) == 10
+    assert value(found, "spec_decode_num_draft_tokens_total", labels) == 40
+    assert value(found, "spec_decode_num_accepted_tokens_total", labels) == 18
+    levels = [value(found, "spec_decode_num_accepted_tokens_per_pos_total", labels | {"position": p}) for p in "012"]
+    assert levels == [10, 6, 2]
+
+
 def test_a_finished_request():
     seen = observability()
     observer = seen.begin("a", "completions")
