@@ -657,12 +657,12 @@ def test_a_client_that_leaves_frees_its_work(server):
     with httpx.stream("POST", f"{server.url}/v1/responses", json=body | {"stream": True}, timeout=30) as response:
         assert next(response.iter_lines()) == "event: response.created"
         wait_until(lambda: status().running == 1, 10)
-    wait_until(lambda: status().running + status().waiting == 0, 1)
+    wait_until(lambda: status().running + status().waiting == 0, 10)
     address = urlsplit(server.url)
     content = json.dumps(body).encode()
     with socket.create_connection((address.hostname, address.port)) as connection:
         head = f"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content)
         wait_until(lambda: status().running == 1, 10)
-    wait_until(lambda: status().running + status().waiting == 0, 1)
+    wait_until(lambda: status().running + status().waiting == 0, 10)
     assert len(server.app.state.response_store) == stored
