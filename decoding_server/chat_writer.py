@@ -88,7 +88,7 @@ class ChatWriter:
             if calls:
                 choice["message"]["content"] = content or None
                 choice["message"]["tool_calls"] = calls
-                choice["finish_reason"] = _finish_reason(answer.finish_reason, parser)
+                choice["finish_reason"] = self._finish_reason(index, answer.finish_reason, parser)
             else:
                 choice["message"]["content"] = content
         if self.chat.return_token_ids:
@@ -109,7 +109,7 @@ class ChatWriter:
             choices += self._content(index, delta, parsers[index])
             if delta.finish_reason is not None:
                 last = _chunk_choice(index, {})
-                last["finish_reason"] = _finish_reason(delta.finish_reason, parsers[index])
+                last["finish_reason"] = self._finish_reason(index, delta.finish_reason, parsers[index])
                 last["stop_reason"] = delta.stop_reason
                 choices.append(last)
             for choice in choices:
@@ -153,6 +153,16 @@ class ChatWriter:
                 choices[0]["token_ids"] = delta.tokens
         return choices
 
+    def _finish_reason(
+        self, index: int, reason: FinishReason, parser: ToolCallParser | None
+    ) -> Literal["stop", "length", "tool_calls"]:
+        """An answer that made calls and was not cut off, by a limit or a stop string, ended in order to have them
+        run."""
+        if reason == "stop" and parser is not None and parser.ends_in_calls:
+            self.running.observer.called_tools(index)
+            return "tool_calls"
+        return reason
+
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
             "id": self.id,
@@ -162,11 +172,6 @@ class ChatWriter:
             "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
-
-
-def _finish_reason(reason: FinishReason, parser: ToolCallParser | None) -> Literal["stop", "length", "tool_calls"]:
-    """An answer that made calls and was not cut off, by a limit or a stop string, ended in order to have them run."""
-    return "tool_calls" if reason == "stop" and parser is not None and parser.ends_in_calls else reason
 
 
 def _content_entries(delta: Delta) -> list[TokenLogprob]:

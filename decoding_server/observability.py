@@ -154,6 +154,10 @@ class RequestObserver:
             record.finish_reasons[choice] = delta.finish_reason
             self._unfinished -= 1
 
+    def called_tools(self, choice: int) -> None:
+        """A choice that stopped has made calls: its reply says `tool_calls`, of which the runtime knows nothing."""
+        self.record.finish_reasons[choice] = "tool_calls"
+
     def phase(self, name: str, started: float, ended: float, **attributes: str | int | float) -> None:
         """A strategy has spent `time.monotonic` seconds from `started` to `ended` on a phase: draft, verify, ..."""
         record, phase = self.record, Phase(name, started, ended, attributes)

@@ -94,7 +94,10 @@ class ResponsesWriter:
             events = self._parser.push(delta.text)
         if delta.finish_reason is not None:
             self._finish_reason, self._stop_reason = delta.finish_reason, delta.stop_reason
-            events += self._parser.finish() if self._parser is not None else []
+            if self._parser is not None:
+                events += self._parser.finish()
+                if delta.finish_reason == "stop" and self._parser.ends_in_calls:
+                    self.running.observer.called_tools(0)
         entries: list[TokenLogprob] = (delta.logprobs or []) if self.request.logprobs else []
         if delta.stop_token:
             entries = entries[:-1]  # the end of the sequence is no text

@@ -164,6 +164,28 @@ def test_a_call_that_the_model_writes_is_found(tool_server):
     assert hidden["message"]["content"] == script
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_calls_are_counted_as_calls(tool_server, path, stream):
+    """In the metrics, and so in the log and in traces, a reply ends as the client is told."""
+
+    def count():
+        lines = tool_server.get("/metrics").text.splitlines()
+        wanted = (
+            'decoding:request_success_total{finished_reason="tool_calls",model_name="scripted",strategy="standard"}'
+        )
+        return next(float(line.split()[-1]) for line in lines if line.startswith(wanted))
+
+    script = '<tool_call>{"name": "stop", "arguments": {}}</tool_call>'
+    bodies = {
+        CHAT: {**CALL, "messages": [{"role": "user", "content": script}]},
+        "/v1/responses": {"input": script, "tools": [{"type": "function", "name": "stop", "parameters": {}}]},
+    }
+    before = count()
+    assert tool_server.post(path, {**bodies[path], "stream": stream}).status_code == 200
+    assert count() == before + 1
+
+
 @pytest.mark.parametrize(("stop", "reason"), [('"age"', "stop"), ("</tool_call>", "tool_calls")])
 def test_a_stop_string_within_arguments_leaves_no_call_to_run(tool_server, stop, reason):
     """A client that is told "tool_calls" runs them, and these arguments are no JSON."""
