@@ -74,6 +74,9 @@ class AnswerUnforeseen:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         answered = False
 
         async def watched_send(message: Message) -> None:
