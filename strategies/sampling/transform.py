@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from strategies.registry import register
+from strategies.sampling.support import Support
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
@@ -93,6 +94,15 @@ class Transform(BaseModel):
 
         May write in place. A logit of -inf stays -inf, and a row keeps at least one finite logit.
         """
+
+    @classmethod
+    def support(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Support | None:
+        """What `apply` would leave of the rows, as the tokens that they keep, where these are few; else None.
+
+        Asked for only where nothing follows and no row is greedy, so that a draw need not read the vocabulary again.
+        Must not write.
+        """
+        return None
 
 
 def column(values: Sequence[Value], logits: Tensor) -> Tensor:
