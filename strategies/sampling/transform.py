@@ -19,6 +19,7 @@ from strategies.sampling.support import Support
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
+    from strategies.text import Tokenizer
 
 Value = TypeVar("Value", float, int, bool)
 
@@ -74,6 +75,11 @@ class Transform(BaseModel):
     def order(cls) -> tuple[int, int, str]:
         """Sort key of the default order."""
         return (cls.stage, cls.rank, cls.name)
+
+    @classmethod
+    def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
+        """Called when a runtime starts: what would keep the first request waiting is built here."""
+        return
 
     def start(self, row: "Row") -> TransformState | None:
         """State of a new sequence, kept in `row.states[name]`. Raises InvalidRequest for what this model can't do."""

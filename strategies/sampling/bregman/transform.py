@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.sampling.bregman.decode import kept, write_log_q
+from strategies.sampling.bregman.native import kernel
 from strategies.sampling.bregman.parameters import BregmanParameters
 from strategies.sampling.bregman.plan import Plan, plan
 from strategies.sampling.support import Support
@@ -15,6 +16,7 @@ from strategies.sampling.transform import Stage, Transform
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
+    from strategies.text import Tokenizer
 
 K_MAX = 1024
 """Bound of the adaptive k where the request sets none: a tiny price on a flat distribution would search for seconds."""
@@ -37,10 +39,17 @@ class Bregman(BregmanParameters, Transform):
 
     @cached_property
     def bounded(self) -> BregmanParameters:
-        """These parameters with a bound of k."""
+        """These parameters with a bound of k. Always a copy: pydantic compares what is cached, too, and would compare
+        an object that caches itself for ever."""
         if self.k is not None or self.k_max is not None or not self.penalty:
-            return self
+            return self.model_copy()
         return self.model_copy(update={"k_max": max(K_MAX, self.k_min)})
+
+    @classmethod
+    def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
+        """Compiles the kernel."""
+        if device.type == "cpu":
+            kernel()
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
