@@ -64,9 +64,9 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 def uniform(keys: Tensor, index: Tensor) -> Tensor:
     """float64 uniforms in (0, 1).
 
-    keys: int64 [R] (bit patterns of Stream.key). index: int64 [N], vocabulary index. Returns [R, N].
+    keys: int64 [R] (bit patterns of Stream.key). index: int64 [N] or [R, N], vocabulary index. Returns [R, N].
     """
-    value = keys[:, None] + (index[None, :] + 1) * signed64(GOLDEN)
+    value = keys[:, None] + (index + 1) * signed64(GOLDEN)
     value = (value ^ _shift(value, 30)) * signed64(MIX_1)
     value = (value ^ _shift(value, 27)) * signed64(MIX_2)
     value = value ^ _shift(value, 31)
@@ -75,8 +75,12 @@ def uniform(keys: Tensor, index: Tensor) -> Tensor:
 
 def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
     """Standard Gumbel noise, float64 [R, vocab_size], from int64 keys [R]."""
-    index = torch.arange(vocab_size, device=keys.device)
-    return -torch.log(-torch.log(uniform(keys, index)))
+    return gumbel_at(keys, torch.arange(vocab_size, device=keys.device))
+
+
+def gumbel_at(keys: Tensor, ids: Tensor) -> Tensor:
+    """The noise of some tokens alone, float64 [R, N]; keys: int64 [R]; ids: int64 [N] or [R, N]."""
+    return -torch.log(-torch.log(uniform(keys, ids)))
 
 
 def gumbel_argmax(logits: Tensor, keys: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from models.torch_runtime.speculation import Round, Speculator, default_first, w
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
-from strategies.sampling.pipeline import faulty_rows, process, sample
+from strategies.sampling.pipeline import Target, target
 from strategies.sampling.row import Row
 
 log = logging.getLogger(__name__)
@@ -145,21 +145,27 @@ class Engine:
         if not spans:
             return {}
         logits = self.model.logits(hidden if len(picks) == len(hidden) else hidden[picks])
-        scores = self._scores(works, spans, logits, "raw")
-        logits = process(logits, rows)
-        scores |= self._scores(works, spans, logits, "processed")
+        scores = self._scores(works, spans, lambda: logits, "raw")
+        targets = target(logits, rows)
+        scores |= self._scores(works, spans, lambda: targets.logits, "processed")
         single = [i for i in spans if i not in rounds]
-        outcomes = self._draw_single(works, spans, single, logits, scores) if single else {}
-        for i, one in rounds.items():
-            span = spans[i]
-            outcomes[i] = self._draw_round(one, logits[span.start : span.stop], scores.get(i))
+        if rounds:  # reads rows of all tokens; else a row may stay as few as it keeps
+            outcomes = {
+                i: self._draw_round(one, targets.logits[spans[i].start : spans[i].stop], scores.get(i))
+                for i, one in rounds.items()
+            }
+            targets = Target(targets.logits[[spans[i].start for i in single]])
+        else:
+            outcomes = {}
+        if single:
+            outcomes |= self._draw_single(works, single, targets, scores)
         return outcomes
 
     @staticmethod
     def _scores(
-        works: Sequence[Work], spans: Mapping[int, range], logits: Tensor, mode: LogprobsMode
+        works: Sequence[Work], spans: Mapping[int, range], logits: Callable[[], Tensor], mode: LogprobsMode
     ) -> dict[int, Tensor]:
-        """Log-probabilities of the rows of those that want them in this mode, by work."""
+        """Log-probabilities of the rows of those that want them in this mode, by work. logits: asked for if needed."""
         wanted = [
             i
             for i in spans
@@ -167,31 +173,28 @@ class Engine:
         ]
         if not wanted:
             return {}
-        values = logits[[row for i in wanted for row in spans[i]]].log_softmax(-1)
+        values = logits()[[row for i in wanted for row in spans[i]]].log_softmax(-1)
         sizes = [len(spans[i]) for i in wanted]
         return dict(zip(wanted, torch.split(values, sizes), strict=True))
 
     def _draw_single(
         self,
         works: Sequence[Work],
-        spans: Mapping[int, range],
         single: Sequence[int],
-        logits: Tensor,
+        targets: Target,
         scores: Mapping[int, Tensor],
     ) -> dict[int, list[Sampled]]:
-        """One token for each of the works `single`; one device-to-host copy."""
-        if len(single) < len(logits):
-            logits = logits[[spans[i].start for i in single]]
+        """One token for each of the works `single`, of which `targets` has one row each; one device-to-host copy."""
         sequences = [works[i].sequence for i in single]
-        faulty = faulty_rows(logits)
+        faulty = targets.faulty()
         rows = [sequence.row for sequence in sequences]
-        tokens = sample(logits, rows, [sequence.length for sequence in sequences], self._draw)
+        tokens = targets.sample(rows, [sequence.length for sequence in sequences], self._draw)
         searching = [j for j, i in enumerate(single) if len(works[i].extra)]
         if searching:
             sound = [j for j in searching if not bool(faulty[j])]
             searched = [works[single[j]] for j in sound]
             if sound:
-                taken = contrast(self.model, self.pool, searched, logits[sound])
+                taken = contrast(self.model, self.pool, searched, targets.logits[sound])
                 tokens[sound] = torch.tensor(taken, device=tokens.device)
             for j in searching:
                 self.pool.free(works[single[j]].extra)

@@ -24,6 +24,7 @@ from models.torch_runtime.model import ForwardModel, ModelShape
 from models.torch_runtime.runtime import TorchRuntime
 from models.torch_runtime.weights import draw_with, kernels_for, load_model
 from strategies.errors import ModelLoadError
+from strategies.registry import registered
 from strategies.runtime import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
             f"max_num_batched_tokens ({batched}) must exceed max_num_seqs ({options.max_num_seqs}): no prompt would run"
         )
     info = _info(files, shape, device, tokenizer, max_model_len)
+    for transform in registered("transform").values():
+        transform.prepare(tokenizer, device)
     _return_freed_memory()
     engine = Engine(
         model,

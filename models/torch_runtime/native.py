@@ -1,21 +1,13 @@
 """The small operations of a step on the CPU, as one call each: C kernels built on demand, and torch in their place.
 
-`load()` compiles kernels.c with the system's C compiler, once per machine, into the user's cache folder. Where that is
-not possible it returns None, and `TorchKernels` does the same work, slower. Both classes have the methods of `Kernels`.
+`load()` compiles kernels.c (see `strategies.native`). Where that is not possible it returns None, and `TorchKernels`
+does the same work, slower. Both classes have the methods of `Kernels`.
 
 Shapes: T packed new tokens, H query heads, G key/value heads, D head size, S slots. Tensors are contiguous float32 on
 the CPU (`TorchKernels`: any device) unless said; `NativeKernels` checks this only when asked to.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strategies import native
 from strategies.randomness import gumbel
 
-logger = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_name("kernels.c")
-# Contraction into FMA is on, fast-math is off: kernels.c relies on infinities. -fno-trapping-math and -fno-math-errno
-# drop exception flags and errno only, which nothing reads.
-COMPILE_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-COMPILE_TIMEOUT = 120.0  # seconds
 
 
 class Segment(NamedTuple):
@@ -407,77 +394,5 @@ def _require(dtype: torch.dtype, *tensors: Tensor) -> None:
 
 
 def load(compilers: Sequence[str] | None = None, cache: Path | None = None) -> NativeKernels | None:
-    """The C kernels, compiled if the cache has none for this machine; None, with one log line, where that fails.
-
-    compilers: names or paths to try in order (default: $CC, cc, gcc, clang). cache: folder of the built libraries
-    (default: `kernels` in $DECODING_SERVER_CACHE, or in `decoding-server` in the XDG cache folder).
-    The environment's DECODING_SERVER_NATIVE=0 switches the kernels off.
-    """
-    if os.environ.get("DECODING_SERVER_NATIVE") == "0":
-        logger.info("native CPU kernels: off (DECODING_SERVER_NATIVE=0)")
-        return None
-    if compilers is None:
-        compilers = [*filter(None, [os.environ.get("CC")]), "cc", "gcc", "clang"]
-    reason = "no C compiler found; install gcc or clang"
-    openmp = _openmp_runtime()
-    # Without OpenMP as the last resort: clang's calls need another runtime than the one that torch usually brings.
-    for runtime in (openmp, None) if openmp else (None,):
-        for compiler in filter(None, map(shutil.which, compilers)):
-            try:
-                kernels = NativeKernels(_build(compiler, cache or _cache_folder(), runtime))
-            except (OSError, subprocess.SubprocessError) as error:
-                output = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
-                reason = f"{compiler}: {output or error}".strip().splitlines()[0]
-                continue
-            logger.info("native CPU kernels: %s, built with %s", kernels.library.name, compiler)
-            return kernels
-    logger.warning("native CPU kernels: not available, torch operations take their place (%s)", reason)
-    return None
-
-
-def _cache_folder() -> Path:
-    own = os.environ.get("DECODING_SERVER_CACHE")
-    if own:
-        return Path(own) / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "decoding-server" / "kernels"
-
-
-def _openmp_runtime() -> Path | None:
-    """The OpenMP runtime that torch has loaded. A second one would bring a second pool of spinning threads."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:  # not Linux
-        return None
-    found = sorted(set(re.findall(r"(/\S.*/lib(?:gomp|iomp5|omp)\b[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)))
-    torch_folder = str(Path(torch.__file__).parent)  # covers torch/lib and torch.libs
-    found.sort(key=lambda path: not path.startswith(torch_folder))
-    return Path(found[0]) if found else None
-
-
-def _build(compiler: str, folder: Path, openmp: Path | None) -> Path:
-    """The compiled library's path. Raises OSError or subprocess.SubprocessError."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=COMPILE_TIMEOUT
-    )
-    try:
-        cpu = re.findall(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
-    except OSError:
-        cpu = [platform.processor()]
-    key = "\n".join([version.stdout, *cpu, platform.machine(), torch.__version__, str(openmp), *COMPILE_FLAGS])
-    digest = hashlib.sha256(key.encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    library = folder / f"kernels-{digest}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        # Compiled and linked apart: the driver's own -fopenmp would link the system's runtime.
-        object_file, result = Path(work) / "kernels.o", Path(work) / "kernels.so"
-        commands: tuple[list[str | Path], list[str | Path]] = (
-            [*COMPILE_FLAGS, "-Wno-psabi", "-fPIC", *(["-fopenmp"] if openmp else []), "-c", SOURCE, "-o", object_file],
-            ["-shared", object_file, *([openmp] if openmp else []), "-lm", "-o", result],
-        )
-        for arguments in commands:
-            subprocess.run([compiler, *arguments], capture_output=True, text=True, check=True, timeout=COMPILE_TIMEOUT)
-        result.replace(library)  # atomic: another process sees a whole file or none
-    return library
+    """The C kernels, or None where they can't be had; arguments and environment as for `strategies.native.load`."""
+    return native.load(SOURCE, NativeKernels, compilers, cache)

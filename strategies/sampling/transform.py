@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from strategies.registry import register
+from strategies.sampling.support import Support
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
+    from strategies.text import Tokenizer
 
 Value = TypeVar("Value", float, int, bool)
 
@@ -74,6 +76,11 @@ class Transform(BaseModel):
         """Sort key of the default order."""
         return (cls.stage, cls.rank, cls.name)
 
+    @classmethod
+    def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
+        """Called when a runtime starts: what would keep the first request waiting is built here."""
+        return
+
     def start(self, row: "Row") -> TransformState | None:
         """State of a new sequence, kept in `row.states[name]`. Raises InvalidRequest for what this model can't do."""
         return None
@@ -93,6 +100,15 @@ class Transform(BaseModel):
 
         May write in place. A logit of -inf stays -inf, and a row keeps at least one finite logit.
         """
+
+    @classmethod
+    def support(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Support | None:
+        """What `apply` would leave of the rows, as the tokens that they keep, where these are few; else None.
+
+        Asked for only where nothing follows and no row is greedy, so that a draw need not read the vocabulary again.
+        Must not write.
+        """
+        return None
 
 
 def column(values: Sequence[Value], logits: Tensor) -> Tensor:

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from strategies.sampling.bregman.decode import write_log_q
+from strategies.sampling.bregman.decode import kept, write_log_q
+from strategies.sampling.bregman.native import kernel
 from strategies.sampling.bregman.parameters import BregmanParameters
 from strategies.sampling.bregman.plan import Plan, plan
+from strategies.sampling.support import Support
 from strategies.sampling.transform import Stage, Transform
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
+    from strategies.text import Tokenizer
 
 K_MAX = 1024
 """Bound of the adaptive k where the request sets none: a tiny price on a flat distribution would search for seconds."""
+
+SPARSE = 8
+"""A row keeps few tokens if this many times as many would fit into the vocabulary."""
 
 
 class Bregman(BregmanParameters, Transform):
@@ -33,14 +39,30 @@ class Bregman(BregmanParameters, Transform):
 
     @cached_property
     def bounded(self) -> BregmanParameters:
-        """These parameters with a bound of k."""
+        """These parameters with a bound of k. Always a copy: pydantic compares what is cached, too, and would compare
+        an object that caches itself for ever."""
         if self.k is not None or self.k_max is not None or not self.penalty:
-            return self
+            return self.model_copy()
         return self.model_copy(update={"k_max": max(K_MAX, self.k_min)})
 
     @classmethod
+    def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
+        """Compiles the kernel."""
+        if device.type == "cpu":
+            kernel()
+
+    @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
-        return write_log_q(logits, _plan(tuple(stage.bounded for stage in stages), logits.shape[-1], logits.device))
+        return write_log_q(logits, _plan_of(stages, logits))
+
+    @classmethod
+    def support(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Support | None:
+        batch = _plan_of(stages, logits)
+        return kept(logits, batch) if batch.K * SPARSE <= batch.V else None
+
+
+def _plan_of(stages: Sequence[Bregman], logits: Tensor) -> Plan:
+    return _plan(tuple(stage.bounded for stage in stages), logits.shape[-1], logits.device)
 
 
 @lru_cache(maxsize=64)

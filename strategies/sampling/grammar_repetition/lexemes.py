@@ -42,7 +42,7 @@ _indexes: "WeakKeyDictionary[Tokenizer, LexemeIndex]" = WeakKeyDictionary()
 
 
 def lexeme_index(tokenizer: Tokenizer) -> LexemeIndex:
-    """The index of a tokenizer. The first call for a tokenizer builds it: make that call when the server starts."""
+    """The index of a tokenizer. The first call for one builds it; `GrammarRepetition.prepare` makes that call."""
     index = _indexes.get(tokenizer)
     if index is None:
         index = _indexes[tokenizer] = LexemeIndex(tokenizer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.errors import InvalidRequest
+from strategies.sampling.grammar_repetition.lexemes import lexeme_index
 from strategies.sampling.grammar_repetition.options import GrammarRepetitionOptions
 from strategies.sampling.grammar_repetition.policy import Penalties, adjusted
 from strategies.sampling.grammar_repetition.state import GrammarRepetitionState
@@ -15,6 +16,7 @@ from strategies.sampling.transform import Stage, Transform
 
 if TYPE_CHECKING:
     from strategies.sampling.row import Row
+    from strategies.text import Tokenizer
 
 
 class RowState:
@@ -49,6 +51,11 @@ class GrammarRepetition(GrammarRepetitionOptions, Transform):
     slot: ClassVar[Literal["penalty"]] = "penalty"
     stage: ClassVar = Stage.PENALTY
     rank: ClassVar = 30
+
+    @classmethod
+    def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
+        """Reads the vocabulary."""
+        lexeme_index(tokenizer)
 
     def start(self, row: "Row") -> RowState:
         """Raises InvalidRequest without a tokenizer, and for a language whose grammar is not installed."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from strategies import budget
 from strategies.budget import Budget, BudgetUnit, Meter, Spend
 from strategies.errors import RequestFailed
 from strategies.runtime import Generation, StopConditions, TokenLogprob
+from strategies.sampling.bregman.transform import Bregman
 from strategies.sampling.standard import sampling
 
 DISTRIBUTION = random_distribution()
@@ -327,6 +329,45 @@ def test_logits_that_are_not_numbers_fail_their_own_request(bad: float, prefix_c
             assert answer.tokens == direct(ENDLESS, generation)
     assert engine.scheduler.pool.num_free + engine.scheduler.cache.size == 4096
     assert not engine.scheduler.running
+
+
+@pytest.mark.parametrize("mates", ["none", "plain", "processed logprobs", "faulty"])
+def test_rows_that_keep_few_tokens_draw_what_the_whole_distribution_draws(mates: str) -> None:
+    """Alone they are drawn from their kept tokens; a neighbour may need the distributions written out."""
+
+    def distribution(context: Sequence[int]) -> Tensor:
+        logits = ENDLESS(context)
+        if context[0] == 120 and len(context) >= 12:
+            logits[7] = float("nan")
+        return logits
+
+    kinds = [{"alpha": 1.5, "tau": 0.05}, {"alpha": 1.0, "k": 6}, {"alpha": "inf", "k": 4}]
+    made = [
+        Generation(
+            [97 + i] * 8, sampling(transforms=[Bregman.model_validate(kind)]), StopConditions(max_tokens=20), seed=i
+        )
+        for i, kind in enumerate(kinds)
+    ]
+    sampled = {"plain": [made[0].prompt], "processed logprobs": [made[1].prompt], "faulty": [[120] * 8]}.get(mates, [])
+    others = [
+        replace(
+            made[0],
+            prompt=prompt,
+            sampling=sampling(top_k=3) if mates == "plain" else made[0].sampling,
+            logprobs=3 if mates != "plain" else None,
+            logprobs_mode="processed" if mates == "processed logprobs" else "raw",
+        )
+        for prompt in sampled
+    ]
+    answers = SteppedEngine(distribution).answers([*made, *others])
+    for generation, answer in zip(made, answers, strict=False):
+        assert answer.error is None
+        assert answer.tokens == direct(ENDLESS, generation)
+    for generation, answer in zip(others, answers[len(made) :], strict=True):
+        if mates == "faulty":
+            assert isinstance(answer.error, RequestFailed)
+        else:
+            assert answer.tokens == direct(ENDLESS, generation)
 
 
 def test_a_bug_met_by_one_request_fails_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,15 @@ def test_a_mixed_batch_equals_each_row_alone() -> None:
         torch.testing.assert_close(alone, together[i], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("parameters", [{"k": 3}, {"tau": 0.1}, {"tau": 0.1, "k_max": 3}, {"lambda": 0.0}], ids=str)
+def test_equal_parameters_of_different_requests_can_be_compared(parameters: dict[str, object]) -> None:
+    """Each has its bounded form in its cache, and the plans of batches are kept by it."""
+    one, other = (row(sampling(transforms=[Bregman.model_validate(parameters)])) for _ in range(2))
+    batches = ([one], [other, other], [other])  # the third finds the plan of the first
+    found = [pipeline.process(P.log().repeat(len(rows), 1), rows)[0] for rows in batches]
+    assert torch.equal(found[0], found[2])
+
+
 def test_k_is_bounded_unless_every_token_is_free() -> None:
     flat = torch.zeros(1, 5000)
     tiny = row(sampling(transforms=[Bregman.model_validate({"alpha": 1.5, "lambda": 1e-9})]))
