@@ -1,0 +1,6 @@
+from pathlib import Path
+from typing import Any
+
+
+def write(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    pass
