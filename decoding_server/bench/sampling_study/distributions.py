@@ -115,28 +115,30 @@ def sizes(logits: Tensor) -> list[dict[str, list[float]]]:
     p = logits.double().softmax(-1)
     found: list[dict[str, list[float]]] = [{} for _ in p]
     for name, (_, stage) in configurations().items():
-        q, kept = outcome(logits, stage)
-        k = kept.sum(-1).tolist()
-        mass = torch.where(kept, p, 0.0).sum(-1).tolist()
-        entropy = torch.special.entr(q).sum(-1).tolist()
+        rows, ids, q = outcome(logits, stage)
+        zeros = p.new_zeros(len(p))
+        k = rows.bincount(minlength=len(p)).tolist()
+        mass = zeros.index_add(0, rows, p[rows, ids]).tolist()
+        entropy = zeros.index_add(0, rows, torch.special.entr(q)).tolist()
         for row, values in zip(found, zip(k, mass, entropy, strict=True), strict=True):
             row[name] = [round(value, 7) for value in values]
     return found
 
 
-def outcome(logits: Tensor, stage: Transform | None) -> tuple[Tensor, Tensor]:
-    """The distribution after a stage, float64 [R, V], and which tokens it keeps, bool [R, V]. Logits are only read."""
+def outcome(logits: Tensor, stage: Transform | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What a stage keeps of logits [R, V], which are only read: rows and token ids int64 [N], probabilities float64."""
     after = logits if stage is None else stage.apply(logits.clone(), [], [stage] * len(logits))
-    return after.double().softmax(-1), after > -torch.inf
+    rows, ids = (after > -torch.inf).nonzero().unbind(-1)
+    weights = (after[rows, ids] - after.amax(-1)[rows]).double().exp()
+    return rows, ids, weights / weights.new_zeros(len(logits)).index_add(0, rows, weights)[rows]
 
 
 def example(logits: Tensor) -> dict[str, list[float]]:
     """p of the most likely tokens of one row [1, V], and their q for each primal alpha at EXAMPLE_TAU."""
-    p, _ = outcome(logits, None)
-    values, ids = p[0].topk(EXAMPLE_TOKENS)
+    values, order = logits[0].double().softmax(-1).topk(EXAMPLE_TOKENS)
     found = {"p": values.tolist()}
     for mode, alpha in FAMILIES:
         if mode == "primal":
-            q, _ = outcome(logits, Bregman(mode=mode, alpha=alpha, tau=EXAMPLE_TAU))
-            found[f"{alpha:g}"] = q[0, ids].tolist()
+            _, ids, q = outcome(logits, Bregman(mode=mode, alpha=alpha, tau=EXAMPLE_TAU))
+            found[f"{alpha:g}"] = q.new_zeros(logits.shape[-1]).index_put((ids,), q)[order].tolist()
     return {name: [round(value, 7) for value in numbers] for name, numbers in found.items()}
