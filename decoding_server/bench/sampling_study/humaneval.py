@@ -8,8 +8,9 @@ neighbours: the difference between these two is not the penalties' doing.
 import asyncio
 import string
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 
+from decoding_server.bench import machine
 from decoding_server.bench.sampling_study import candidate
 from decoding_server.bench.sampling_study.penalties import NONE, PENALTIES
 from decoding_server.bench.sampling_study.rows import Row
@@ -51,23 +52,38 @@ async def measure(subject: Subject, tasks: Sequence[Task], mode: str, max_tokens
     beginnings = [subject.beginning(task.prompt) for task in tasks]
     prompts = [subject.tokenizer.encode(beginning) for beginning in beginnings]
     outputs = await subject.generate([Generation(prompt, sampling, stopping) for prompt in prompts])
-    rows = []
-    for task, beginning, output in zip(tasks, beginnings, outputs, strict=True):
-        outcome = await asyncio.to_thread(candidate.run, program(beginning + output.text, task))
-        rows.append(
-            {
-                "key": _key(subject.name, mode, max_tokens, task),
-                "model": subject.name,
-                "mode": mode,
-                "max_tokens": max_tokens,
-                "task": task.name,
-                "text": output.text,
-                "tokens": len(output.tokens),
-                "cut": output.reason == "length",
-                "outcome": outcome,
-            }
+    judging = asyncio.Semaphore(machine.usable_cores())
+
+    async def judge(solution: str, task: Task) -> candidate.Outcome:
+        async with judging:
+            return await asyncio.to_thread(verdict, program(solution, task))
+
+    outcomes = await asyncio.gather(
+        *(
+            judge(beginning + output.text, task)
+            for task, beginning, output in zip(tasks, beginnings, outputs, strict=True)
         )
-    return rows
+    )
+    return [
+        {
+            "key": _key(subject.name, mode, max_tokens, task),
+            "model": subject.name,
+            "mode": mode,
+            "max_tokens": max_tokens,
+            "task": task.name,
+            "text": output.text,
+            "tokens": len(output.tokens),
+            "cut": output.reason == "length",
+            "outcome": outcome,
+        }
+        for task, output, outcome in zip(tasks, outputs, outcomes, strict=True)
+    ]
+
+
+@lru_cache(maxsize=4096)
+def verdict(program: str) -> candidate.Outcome:
+    """Once for each program: most penalties leave most answers alone."""
+    return candidate.run(program)
 
 
 def program(solution: str, task: Task) -> str:
