@@ -5,7 +5,7 @@ at temperature 0.8: a prompt's noise is the same under every penalty.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import cast
 
@@ -22,6 +22,8 @@ TEMPERATURES = (0.0, 0.8)
 SEED = 20_250_510
 FENCE = "\n```"
 """Ends a program too: chat models close a Markdown fence that nobody has opened, and go on in prose."""
+
+LOOP_LINES, LOOP_COPIES = 16, 5
 
 
 def waves(model: str, programs: Sequence[Program], size: int, max_tokens: int) -> list[Wave]:
@@ -88,3 +90,22 @@ def scores(language: str, beginning: str, generated: str) -> dict[str, float | b
         "raw_lines": repetition.raw_line_repetition(generated),
         "compiles": repetition.compiles(beginning + generated, language),
     }
+
+
+def looping(language: str, generated: str) -> bool:
+    """Whether the text, which was cut off, goes round and round where it ends: its last whole lines are LOOP_COPIES
+    adjacent copies, as the grammar sees them, of a pattern of at most LOOP_LINES lines of code."""
+    whole = generated[: generated.rfind("\n") + 1]
+    lines = [tuple(line) for line in repetition.symbols(whole, language)]
+    return copies_at_end(lines, LOOP_LINES) >= LOOP_COPIES
+
+
+def copies_at_end(items: Sequence[Hashable], longest: int) -> int:
+    """How many adjacent copies of one block, of at most `longest` items, the sequence ends in; 1 for none."""
+    most = 1
+    for period in range(1, min(longest, len(items) // 2) + 1):
+        copies, end = 1, len(items) - period
+        while end >= period and items[end - period : end] == items[-period:]:
+            copies, end = copies + 1, end - period
+        most = max(most, copies)
+    return most

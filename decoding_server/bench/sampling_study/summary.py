@@ -11,6 +11,7 @@ from decoding_server.bench.report import percentile
 from decoding_server.bench.sampling_study.distributions import TEMPERATURES, configurations
 from decoding_server.bench.sampling_study.humaneval import MODES
 from decoding_server.bench.sampling_study.loops import TEMPERATURES as LOOP_TEMPERATURES
+from decoding_server.bench.sampling_study.loops import looping
 from decoding_server.bench.sampling_study.penalties import NONE, PENALTIES
 from decoding_server.bench.sampling_study.rows import Row
 
@@ -86,6 +87,7 @@ def _distributions(model: str, rows: Sequence[Row]) -> dict[str, Any]:
 def of_loops(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Part `repetition`: one entry per model, temperature and penalty. `change` is the paired difference to "none"."""
     found = []
+    rows = [{**row, "looping": not row["ended"] and looping(row["language"], row["text"])} for row in rows]
     for model, own in _grouped(rows, lambda row: row["model"]).items():
         cells = _grouped(own, lambda row: (row["temperature"], row["penalty"]))
         for temperature in LOOP_TEMPERATURES:
@@ -109,7 +111,7 @@ def _loops(penalty: str, temperature: float, rows: Sequence[Row], base: Mapping[
         "tokens_per_second": round(sum(tokens for _, tokens in batches) / sum(seconds for seconds, _ in batches)),
         "unchanged": mean(row["text"] == other["text"] for row, other in pairs) if pairs else None,
     }
-    for metric in ("tr_n", "tr_s", "raw_lines", "ended", "eos", "compiles"):
+    for metric in ("tr_n", "tr_s", "raw_lines", "looping", "ended", "eos", "compiles"):
         entry[metric] = estimate([row[metric] for row in rows])
         if penalty != NONE and pairs:
             entry[f"{metric}_change"] = estimate([float(row[metric]) - float(other[metric]) for row, other in pairs])

@@ -115,7 +115,8 @@ def repetition(result: Result) -> str:
     for entry in result["results"]:
         groups.setdefault((entry["model"], entry["temperature"]), []).append(entry)
     for (model, temperature), entries in groups.items():
-        header = ["penalty", "TR-N", "change", "TR-S", "change", "ended", "compiles", "same text", "tokens", "tokens/s"]
+        header = ["penalty", "TR-N", "change", "TR-S", "change", "in a loop", "change"]
+        header += ["ended (EOS)", "compiles", "same text", "tokens", "tokens/s"]
         lines = [
             [
                 entry["penalty"],
@@ -123,8 +124,10 @@ def repetition(result: Result) -> str:
                 change(entry.get("tr_n_change")),
                 interval(entry["tr_s"]),
                 change(entry.get("tr_s_change")),
-                interval(entry["ended"]),
-                interval(entry["compiles"]),
+                f"{entry['looping']['mean']:.2f}",
+                change(entry.get("looping_change")),
+                f"{entry['ended']['mean']:.2f} ({entry['eos']['mean']:.2f})",
+                f"{entry['compiles']['mean']:.2f}",
                 "" if entry["penalty"] == NONE else f"{entry['unchanged']:.2f}",
                 f"{entry['tokens_mean']:.0f}",
                 f"{entry['tokens_per_second']:.0f}",

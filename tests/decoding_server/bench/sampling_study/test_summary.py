@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from decoding_server.bench.sampling_study import summary
 from decoding_server.bench.sampling_study.distributions import configurations
+from decoding_server.bench.sampling_study.loops import copies_at_end
 from decoding_server.bench.sampling_study.rows import Row
 
 
@@ -25,7 +26,15 @@ def test_the_interval_is_that_of_the_mean() -> None:
 
 
 def loop_row(penalty: str, number: int, tr_n: float, text: str, **more: object) -> Row:
-    row = {"model": "m", "penalty": penalty, "temperature": 0.0, "max_tokens": 8, "number": number, "text": text}
+    row = {
+        "model": "m",
+        "penalty": penalty,
+        "language": "python",
+        "temperature": 0.0,
+        "max_tokens": 8,
+        "number": number,
+        "text": text,
+    }
     scores = {"tr_n": tr_n, "tr_s": 0.5, "raw_lines": 0.0, "ended": True, "eos": False, "compiles": False}
     return {**row, **scores, "tokens": 4 + number, "seconds": 2.0, "wave_tokens": 9, **more}
 
@@ -45,6 +54,26 @@ def test_loops_are_compared_program_by_program() -> None:
     assert dry["unchanged"] == 0.5
     assert dry["tokens_mean"] == 4.5
     assert dry["tokens_per_second"] == 4  # one batch of 9 tokens in 2 s, though it has two rows
+
+
+def test_a_loop_is_what_the_text_is_cut_off_in() -> None:
+    loop = "x = f(1)\ny = 2\n" + "print(a)\nx += 1\n" * 5
+    rows = [
+        loop_row("none", 0, 0.0, loop + "pri", ended=False),
+        loop_row("none", 1, 0.0, loop),
+        loop_row("none", 2, 0.0, loop + "y = 3\nz", ended=False),
+        loop_row("none", 3, 0.0, loop.removesuffix("x += 1\n") + "x +", ended=False),
+    ]
+    assert summary.of_loops(rows)[0]["looping"]["mean"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "copies"),
+    [("", 4, 1), ("a", 4, 1), ("ab", 4, 1), ("cabab", 4, 2), ("aabaab", 4, 2), ("baaaa", 4, 4)],
+)
+def test_copies_at_the_end(text: str, longest: int, copies: int) -> None:
+    assert copies_at_end(text, longest) == copies
+    assert copies_at_end(text, 0) == 1
 
 
 def harm_row(mode: str, task: str, text: str, outcome: str) -> Row:
