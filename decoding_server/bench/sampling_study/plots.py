@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from decoding_server.bench.sampling_study.distributions import EXAMPLE_TAU, FAMILIES
 
@@ -19,6 +20,12 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
+}
+TICKS = (2, 5, 10, 20, 50)
+METRICS = {
+    "tr_n": "TR-N (repeated 4-grams)",
+    "tr_s": "TR-S (repeated statements)",
+    "looping": "cut off in a loop",
 }
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
@@ -56,6 +63,8 @@ def _kept(models: Sequence[Result]) -> Figure:
             axes[0][column].plot(penalties, [cell["k_mean"] for cell in cells], **line)
             axes[1][column].plot(penalties, [cell["mass_mean"] for cell in cells], **line)
         axes[0][column].set(title=model["model"], xscale="log", yscale="log")
+        axes[0][column].set_yticks(TICKS, labels=map(str, TICKS))
+        axes[0][column].yaxis.set_minor_locator(NullLocator())
         axes[1][column].set(xlabel="λ, price of a kept token")
     axes[0][0].set_ylabel("mean k")
     axes[1][0].set_ylabel("mean probability mass kept")
@@ -86,16 +95,16 @@ def _example(model: Result) -> Figure:
 
 
 def of_loops(result: Result, folder: Path) -> None:
-    """repetition.svg: TR-N and TR-S with their intervals, per model and temperature."""
+    """repetition.svg: TR-N, TR-S and loops with their intervals, per model and temperature."""
     entries = result["results"]
     groups = list(dict.fromkeys((entry["model"], entry["temperature"]) for entry in entries))
     penalties = list(dict.fromkeys(entry["penalty"] for entry in entries))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * len(groups) + 1.6, 4.8), layout="constrained")
-        axes = figure.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False)
+        figure = Figure(figsize=(2.6 * len(groups) + 1.6, 6.6), layout="constrained")
+        axes = figure.subplots(len(METRICS), len(groups), sharex=True, sharey="row", squeeze=False)
         for column, group in enumerate(groups):
             own = {entry["penalty"]: entry for entry in entries if (entry["model"], entry["temperature"]) == group}
-            for row, metric in enumerate(("tr_n", "tr_s")):
+            for row, metric in enumerate(METRICS):
                 for place, (colour, penalty) in enumerate(zip(COLOURS, penalties, strict=False)):
                     one = own[penalty][metric]
                     errors = [[one["mean"] - one["low"]], [one["high"] - one["mean"]]]
@@ -103,8 +112,8 @@ def of_loops(result: Result, folder: Path) -> None:
                 axes[row][column].set_xticks([])
             how = "greedy" if group[1] == 0 else f"T = {group[1]:g}"
             axes[0][column].set_title(f"{group[0]}\n{how}", fontsize=8)
-        axes[0][0].set_ylabel("TR-N (repeated 4-grams)")
-        axes[1][0].set_ylabel("TR-S (repeated statements)")
+        for row, name in enumerate(METRICS.values()):
+            axes[row][0].set_ylabel(name)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
         save(figure, folder / "repetition.svg")
