@@ -51,7 +51,10 @@ def test_every_setting_is_in_the_reference():
     assert [flag for flag in flags if f"| `{flag}` |" not in reference] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/features.md"])
+PAGES = ["docs/strategies/bregman.md", "docs/strategies/grammar-penalty.md"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/features.md", *PAGES])
 def test_links_inside_the_documentation_lead_somewhere(document):
     import re
 

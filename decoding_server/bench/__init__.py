@@ -6,7 +6,8 @@ signal, so that neither drift of the machine nor a neighbour's spinning threads 
 
 Modules: `workloads` what is asked, `passages` the text it is made of, `load` the HTTP client, `process` one engine's
 process tree, `peers` one file per engine, `session` the interleaved run and its rows on disk, `report` medians,
-ratios and the Markdown table, `machine` what it ran on.
+ratios and the Markdown table, `machine` what it ran on. `sampling_study` measures text instead of speed: what samplers
+and penalties do to real models.
 
 How to set up the peers (each is optional; ours and transformers need nothing more):
 
