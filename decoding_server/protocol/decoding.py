@@ -54,7 +54,7 @@ def _parse(value: Any, known: Mapping[str, type[Any]], where: str) -> Any:
         message = fault["msg"].removeprefix("Value error, ")
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
         context = fault.get("ctx", {})
-        culprit = str(context.get("field") or context.get("param") or "") if not fault["loc"] else ""
+        culprit = str(context.get("field") or (context.get("param") if not fault["loc"] else None) or "")
         message = message.removeprefix(f"{culprit}: ")
         raise invalid(message[:1].lower() + message[1:], where + path + (f".{culprit}" if culprit else "")) from error
 
