@@ -69,7 +69,7 @@ def observability_of(runtime: Runtime, config: ServerConfig, model: str) -> Obse
     return Observability(
         model,
         runtime.status,
-        strategies=[*registered("transform"), *registered("speculation")],
+        strategies=[*registered("transform"), *registered("speculation"), *registered("search")],
         cache_config={"cache_dtype": runtime.info.dtype, "enable_prefix_caching": str(config.prefix_cache)},
         log_requests=config.log_requests,
         log_prompts=config.log_prompts,

@@ -70,6 +70,9 @@ class ChatWriter:
             response["prompt_token_ids"] = self.running.prompts[0].tokens
         if self.warnings:
             response["warnings"] = self.warnings
+        traces = self.running.traces()
+        if traces is not None:
+            response["trace"] = traces
         return response
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
@@ -112,8 +115,12 @@ class ChatWriter:
                 last["finish_reason"] = self._finish_reason(index, delta.finish_reason, parsers[index])
                 last["stop_reason"] = delta.stop_reason
                 choices.append(last)
+            if delta.trace and not choices:
+                choices.append(_chunk_choice(index, {"content": ""}))
             for choice in choices:
                 chunk = self._chunk([choice])
+                if delta.trace:
+                    chunk["trace"], delta.trace = delta.trace, None
                 if not started:
                     started = True
                     chunk["decoding"] = self.running.decoding

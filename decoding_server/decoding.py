@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from decoding_server.errors import InvalidField
-from decoding_server.protocol.decoding import ResolvedDecoding, resolved_speculation, resolved_transform
+from decoding_server.protocol.decoding import ResolvedDecoding, resolved_strategy
 from strategies import registry
 from strategies.runtime import Generation
 from strategies.sampling.row import stages_of
+from strategies.search.search import Search
 
 HEADER = "x-decoding-strategy"
 SEPARATOR = "@"
@@ -49,25 +50,31 @@ def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> A
             return {slot: {"type": value, **parameters}}
     if value in registry.registered("speculation"):
         return {"speculation": {"type": value, **parameters}}
+    if value in registry.registered("search"):
+        return {"search": {"type": value, **parameters}}
     names = sorted(
         {
             *presets,
             *(name for name, kind in registry.registered("transform").items() if kind.slot),
             *registry.registered("speculation"),
+            *registry.registered("search"),
         }
     )
     raise InvalidField(f"'{param}': {value[:100]!r} is unknown; there are: {', '.join(names)}.", param)
 
 
-def resolved_decoding(generation: Generation, eos_token_ids: frozenset[int]) -> ResolvedDecoding:
+def resolved_decoding(
+    generation: Generation, eos_token_ids: frozenset[int], search: Search | None = None
+) -> ResolvedDecoding:
     """Everything that is needed to ask for the same again."""
     sampling, limits = generation.sampling, asdict(generation.meter.budget)
     return {
         "seed": generation.seed,
         "temperature": sampling.temperature,
-        "sampler": [resolved_transform(one) for one in sampling.transforms if one.slot == "sampler"],
-        "penalty": [resolved_transform(one) for one in sampling.transforms if one.slot == "penalty"],
+        "sampler": [resolved_strategy(one) for one in sampling.transforms if one.slot == "sampler"],
+        "penalty": [resolved_strategy(one) for one in sampling.transforms if one.slot == "penalty"],
         "pipeline": [stage.name for stage in stages_of(generation, eos_token_ids)],
-        "speculation": None if generation.speculation is None else resolved_speculation(generation.speculation),
+        "speculation": None if generation.speculation is None else resolved_strategy(generation.speculation),
+        "search": None if search is None else resolved_strategy(search),
         "budget": {unit: limit for unit, limit in limits.items() if limit is not None} or None,
     }

@@ -113,6 +113,9 @@ class ResponsesWriter:
         finished["output"] = self.output.items
         finished["usage"] = self._usage()
         finished["stop_reason"] = self._stop_reason
+        traces = self.running.traces()
+        if traces is not None:
+            finished["trace"] = traces
         if finished["status"] == "incomplete":
             finished["incomplete_details"] = {"reason": "max_output_tokens", "stop_reason": self._stop_reason}
         if self.save is not None and not self.save(finished):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from decoding_server.observability import RequestObserver
 from decoding_server.protocol.decoding import ResolvedDecoding
@@ -10,6 +11,7 @@ from decoding_server.protocol.usage import Usage
 from strategies.budget import Meter
 from strategies.errors import RequestFailed
 from strategies.runtime import Delta, FinishReason, GenerationStream, TokenLogprob
+from strategies.search.run import SearchRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class RunningRequest:
         meter: Meter,
         decoding: ResolvedDecoding,
         observer: RequestObserver,
+        searches: Sequence[SearchRun] = (),
     ) -> None:
         self.prompts = prompts
         self.choices_per_prompt = choices_per_prompt
@@ -51,6 +54,7 @@ class RunningRequest:
         self.meter = meter
         self.decoding = decoding
         self.observer = observer
+        self.searches = searches
         self.completion_tokens = 0
 
     def prompt_of(self, choice: int) -> Prompt:
@@ -139,6 +143,11 @@ class RunningRequest:
         self.completion_tokens = sum(len(answer.tokens) for answer in kept)
         return kept
 
+    def traces(self) -> list[dict[str, Any]] | None:
+        """What the searches, one per prompt, tell of themselves; None if there are none or they were not asked to."""
+        reports = [report for run in self.searches if (report := run.trace.report()) is not None]
+        return reports or None
+
     def usage(self) -> Usage:
         """What has been spent by now; final after the last delta."""
         spend = self.meter.spend
@@ -158,11 +167,15 @@ class RunningRequest:
             "accepted_tokens": spend.accepted_tokens,
             "accepted_by_level": spend.accepted_by_level,
             "rounds": spend.rounds,
+            "scorer_calls": spend.scorer_calls,
             "forward_passes": spend.forward_passes,
             "flops": spend.flops,
             "seconds": round(self.meter.seconds, 6),
             "budget_exhausted": self.meter.exhausted,
         }
+        if self.searches:
+            totals = [run.trace.summary() for run in self.searches]
+            usage["decoding"]["search"] = {name: sum(one.get(name, 0) for one in totals) for name in totals[0]}
         return usage
 
     def token_counts(self) -> Usage:

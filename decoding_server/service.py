@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from decoding_server.config import ServerConfig
@@ -16,11 +16,16 @@ from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.generation import GenerationRequest
 from decoding_server.running import Prompt, RunningRequest
 from decoding_server.sampling import sampling_of
+from decoding_server.searching import check_search
 from decoding_server.tools.formats import FORMATS, ToolCallFormat, detect_format
 from strategies.budget import Budget, Meter
 from strategies.errors import ContextLengthExceeded, ModelNotFound
-from strategies.runtime import Generation, Runtime, SamplingParameters, StopConditions
+from strategies.runtime import Generation, GenerationStream, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
+from strategies.scoring.self_evaluation import SelfEvaluation
+from strategies.scoring.value import ValueFunction
+from strategies.search.run import SearchRun
+from strategies.search.search import Search
 
 ORDINARY = frozenset({"top_k", "top_p", "min_p", "repetition_penalty", "presence_frequency_penalty"})
 """Transforms that every server has, which are no strategy of their own."""
@@ -61,6 +66,7 @@ class Service:
         self.served_names = tuple(config.served_model_name) or (runtime.info.name,)
         self.created = int(time.time())
         self.seeds = SeedSource(config.seed)
+        self.scorers: dict[str, ValueFunction] = {"self-eval": SelfEvaluation()}
         self.tool_format = tool_format_of(config.tool_call_parser, runtime.tokenizer.chat_template)
         markers = () if self.tool_format is None else self.tool_format.markers
         special = runtime.tokenizer.special_token_ids
@@ -97,16 +103,23 @@ class Service:
         observer: RequestObserver,
         structure: Transform | None = None,
         visible_special_tokens: frozenset[int] = frozenset(),
+        parsed: str | None = None,
     ) -> RunningRequest:
         """Queues `choices` (default: n) of every prompt, prompt by prompt. Raises InvalidRequest, QueueFull,
         RuntimeUnavailable.
 
         Choice i of any prompt draws the noise of branch (i,), so a prompt's text doesn't depend on its batch.
+        parsed: the field, if any, for whose sake the whole answer is parsed afterwards (tools).
         """
         choices = choices or request.choices_per_prompt
+        search = None if request.decoding is None else request.decoding.search
         self._check_limits(request, prompts, len(prompts) * choices)
         sampling = self.sampling(request, structure)
         stopping = self.stopping(request, default_max_tokens)
+        if search is not None:
+            check_search(
+                search, request, sampling, choices, scoring.prompt is not None, structure, parsed, self.scorers
+            )
         seed = self.seeds.next() if request.seed is None else request.seed & UINT64
         meter = Meter(budget_of(request))
         generations = [
@@ -130,14 +143,20 @@ class Service:
             for choice in range(choices)
         ]
         wire_names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
+        searches: list[SearchRun] = []
+        streams: Sequence[GenerationStream]
         try:
-            streams = self.runtime.submit(generations)
+            if search is None:
+                streams = self.runtime.submit(generations)
+            else:
+                searches = self._begin_searches(search, generations[::choices], prompts, choices)
+                streams = [stream for run in searches for stream in run.streams]
         except ContextLengthExceeded as error:
             raise ContextLengthExceeded(str(error), wire_names.get(error.param or "", error.param)) from error
-        resolved = resolved_decoding(generations[0], self.runtime.info.eos_token_ids)
+        resolved = resolved_decoding(generations[0], self.runtime.info.eos_token_ids, search)
         observer.described(
             self.model_name(request.model),
-            strategy_of(generations[0]),
+            strategy_of(generations[0], search),
             stream=bool(request.stream),
             n=request.choices_per_prompt,
             max_tokens=stopping.max_tokens,
@@ -145,7 +164,24 @@ class Service:
             top_p=request.top_p,
         )
         observer.submitted(meter, sum(len(p.tokens) for p in prompts), len(streams), [p.text for p in prompts])
-        return RunningRequest(prompts, choices, streams, meter, resolved, observer)
+        return RunningRequest(prompts, choices, streams, meter, resolved, observer, searches)
+
+    def _begin_searches(
+        self, search: Search, generations: Sequence[Generation], prompts: Sequence[Prompt], choices: int
+    ) -> list[SearchRun]:
+        """One for each prompt, or none. Raises as `submit`."""
+        runs: list[SearchRun] = []
+        try:
+            for generation, prompt in zip(generations, prompts, strict=True):
+                text = prompt.text
+                runs.append(
+                    SearchRun(search, self.runtime, generation, n=choices, scorers=self.scorers, prompt_text=text)
+                )
+        except Exception:
+            for run in runs:
+                run.cancel()
+            raise
+        return runs
 
     def _check_limits(self, request: GenerationRequest, prompts: list[Prompt], sequences: int) -> None:
         config = self.config
@@ -209,8 +245,11 @@ class Service:
                 raise InvalidField(f"'{param}': token id {token} is outside the vocabulary of {size} tokens.", param)
 
 
-def strategy_of(generation: Generation) -> str:
-    """The label of a request in metrics: its speculation, else the transform that gives it its character."""
+def strategy_of(generation: Generation, search: Search | None = None) -> str:
+    """The label of a request in metrics: its search, else its speculation, else the transform that gives it its
+    character."""
+    if search is not None:
+        return search.name
     if generation.speculation is not None:
         return generation.speculation.name
     special = [one.name for one in generation.sampling.transforms if one.slot and one.name not in ORDINARY]

@@ -38,6 +38,7 @@ class Spend:
     drafted_tokens:  draft tokens that the target verified
     accepted_tokens: those of them that became output
     accepted_by_level: the same by level of the draft tree, first level first
+    scorer_calls:    values asked for by a search (their tokens are in the counts above)
     rounds:          forward passes of a sequence that verified drafts; accepted_tokens / rounds + 1 is block efficiency
     forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
     flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
@@ -51,6 +52,7 @@ class Spend:
     accepted_tokens: int = 0
     accepted_by_level: list[int] = field(default_factory=list)
     rounds: int = 0
+    scorer_calls: int = 0
     forward_passes: int = 0
     flops: float = 0.0
 

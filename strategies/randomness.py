@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     DRAFT = 1
     ACCEPT = 2
     RESIDUAL = 3
+    SEARCH = 4
 
 
 def mix64(value: int) -> int:

@@ -16,20 +16,22 @@ from strategies.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["transform", "speculation"]
+Kind = Literal["transform", "speculation", "search"]
 
 ENTRY_POINT_GROUP = "decoding_server.strategies"
-BUILT_IN = ("strategies.sampling", "strategies.speculative")
+BUILT_IN = ("strategies.sampling", "strategies.speculative", "strategies.search")
 """Packages whose modules, imported, register the built-in strategies."""
 
-_registered: dict[Kind, dict[str, type[Any]]] = {"transform": {}, "speculation": {}}
+_registered: dict[Kind, dict[str, type[Any]]] = {"transform": {}, "speculation": {}, "search": {}}
 
 
 def register(kind: Kind, name: str, strategy: type[Any]) -> None:
     """Makes a class known. Raises ValueError for a name that another class has."""
     known = _registered[kind].get(name)
     if known is not None and known.__qualname__ != strategy.__qualname__:
-        raise ValueError(f"two {kind}s are called {name!r}: {known.__qualname__} and {strategy.__qualname__}")
+        raise ValueError(
+            f"two strategies ({kind}) are called {name!r}: {known.__qualname__} and {strategy.__qualname__}"
+        )
     _registered[kind][name] = strategy
 
 

@@ -6,7 +6,7 @@ the runtime finds out by itself what it has already computed.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from strategies.budget import Meter
 from strategies.text import Tokenizer
@@ -42,6 +42,8 @@ class StopConditions:
     min_tokens: below it, end-of-sequence ids and `stop_token_ids` are masked and stop strings do not count.
     stop: strings, excluded from the text unless include_stop. stop_token_ids: ids, excluded from the text unless
     include_stop, in addition to the model's end-of-sequence ids, which `ignore_eos` switches off.
+    step_ends: strings that end a step of a search: the first of them behind a non-blank character of this generation's
+    own text. The step keeps the string and whatever its last token adds behind it; `min_tokens` doesn't hold it back.
     """
 
     max_tokens: int | None = None
@@ -50,14 +52,17 @@ class StopConditions:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     include_stop: bool = False
+    step_ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One sequence to generate.
 
-    seed and branch key the counter-based noise: equal (seed, branch, prompt length) gives equal noise, whatever else
-    runs. `branch` is the choice index, then, for searches, the path in the tree.
+    answer: tokens of the answer that are there already, behind the prompt: the sequence goes on from them, and every
+    transform, minimum length and grammar takes them for generated ones. max_tokens counts what comes after them.
+    seed and branch key the counter-based noise: equal (seed, branch, number of tokens before) gives equal noise,
+    whatever else runs. `branch` is the choice index, then, for searches, the path in the tree.
     logprobs: None is off, 0 is the chosen token only, N adds the N most likely. logprobs_mode: "raw" are the model's
     own (before the pipeline), "processed" those of the distribution the token was drawn from. prompt_logprobs: raw ones
     of the prompt's own tokens (which then are all computed, no cache).
@@ -83,6 +88,12 @@ class Generation:
     visible_special_tokens: frozenset[int] = frozenset()
     pooling: Pooling | None = None
     speculation: "Speculation | None" = None
+    answer: Sequence[int] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the sequence starts from: prompt and answer so far."""
+        return [*self.prompt, *self.answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,8 @@ class Delta:
     stop_reason: str | int | None = None
     stop_token: bool = False
     embedding: list[float] | None = None
+    step_end: bool = False
+    trace: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +209,11 @@ class Runtime(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def submit(self, generations: Sequence[Generation]) -> Sequence[GenerationStream]:
+    def submit(self, generations: Sequence[Generation], *, admitted: bool = False) -> Sequence[GenerationStream]:
         """Queues all of them, or none.
 
-        Raises ContextLengthExceeded, InvalidRequest, QueueFull, RuntimeUnavailable.
+        admitted: they belong to a request that runs already (the next step of a search), so neither a full queue nor
+        draining refuses them. Raises ContextLengthExceeded, InvalidRequest, QueueFull, RuntimeUnavailable.
         """
 
     def status(self) -> RuntimeStatus: ...

@@ -62,8 +62,19 @@ class TextAssembler:
     came one by one.
     """
 
-    def __init__(self, stop: Sequence[str] = (), min_tokens: int = 0, *, include_stop: bool = False) -> None:
+    def __init__(
+        self,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        *,
+        include_stop: bool = False,
+        step_ends: Sequence[str] = (),
+    ) -> None:
+        """step_ends: strings that end a step: `step_end` becomes the first of them to stand behind a non-blank
+        character."""
         self._include_stop = include_stop
+        self._step_ends = tuple(step_ends)
+        self._content = -1  # index of the first non-blank character
         self._stop = tuple(stop)
         self._longest = max((len(s) for s in self._stop), default=0)
         self._min_tokens = min_tokens
@@ -73,6 +84,7 @@ class TextAssembler:
         self.text = ""  # everything decoded so far
         self.released = 0  # characters of `text` handed out
         self.stopped: str | None = None
+        self.step_end: str | None = None
 
     def push(self, data: bytes) -> str:
         """Adds one token's bytes and returns the text that is now final; sets `stopped` when a stop string is complete
@@ -82,6 +94,8 @@ class TextAssembler:
         self.tokens += 1
         if self.tokens < self._min_tokens:
             self._floor = len(self.text)
+        if self._step_ends:
+            self.step_end = self._find_step_end(before)
         if not self._stop:
             return self._release(len(self.text))
         found = self._find(max(self._floor, before))
@@ -90,6 +104,14 @@ class TextAssembler:
             self.text = self.text[: start + len(self.stopped) if self._include_stop else start]
             return self._release(len(self.text))
         return self._release(len(self.text) - self._held())
+
+    def fork(self) -> "TextAssembler":
+        """An independent copy: both go on with different tokens."""
+        copy = TextAssembler.__new__(TextAssembler)
+        copy.__dict__.update(self.__dict__)
+        copy._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        copy._decoder.setstate(self._decoder.getstate())
+        return copy
 
     @property
     def unfinished(self) -> bool:
@@ -108,6 +130,20 @@ class TextAssembler:
             if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):
                 best = (start + len(stop), start, stop)
         return None if best is None else (best[1], best[2])
+
+    def _find_step_end(self, before: int) -> str | None:
+        """The step end that is complete first, ending beyond character `before` and starting behind content."""
+        if self._content < 0:
+            blank = len(self.text) - len(self.text.lstrip())
+            if blank == len(self.text):
+                return None
+            self._content = blank
+        best: tuple[int, int, str] | None = None
+        for string in self._step_ends:
+            start = self.text.find(string, max(self._content + 1, before - len(string) + 1))
+            if start >= 0 and (best is None or (start + len(string), start) < best[:2]):
+                best = (start + len(string), start, string)
+        return None if best is None else best[2]
 
     def _held(self) -> int:
         """Length of the longest suffix of the unreleased text that is a proper prefix of a stop string."""

@@ -43,6 +43,7 @@ async def create_chat_completion(request: Request) -> Response:
         observer=observer_of(request),
         structure=await structure_of(service, chat, tools),
         visible_special_tokens=service.tool_markers if tools.parser_format is not None else frozenset(),
+        parsed="tools" if tools.parser_format is not None else None,
     )
     writer = ChatWriter(service, chat, running, model=model, warnings=warnings, tools=tools)
     if chat.stream:

@@ -136,6 +136,9 @@ class CompletionWriter:
         response["decoding"] = self.running.decoding
         if self.warnings:
             response["warnings"] = self.warnings
+        traces = self.running.traces()
+        if traces is not None:
+            response["trace"] = traces
         return response
 
     def _choice(self, index: int, answer: Answer) -> CompletionChoice:
@@ -178,7 +181,7 @@ class CompletionWriter:
             if self.completion.echo and index not in begun:
                 text = self.running.prompt_of(index).text + text
             with_ids = bool(self.completion.return_token_ids)
-            if not (text or delta.logprobs or delta.prompt_logprobs or delta.finish_reason or with_ids):
+            if not (text or delta.logprobs or delta.prompt_logprobs or delta.finish_reason or with_ids or delta.trace):
                 continue
             choice = self._chunk_choice(index, text, delta, writers[index])
             if with_ids:
@@ -187,6 +190,8 @@ class CompletionWriter:
                     choice["prompt_token_ids"] = self.running.prompt_of(index).tokens
             begun.add(index)
             chunk = self._envelope([choice])
+            if delta.trace:
+                chunk["trace"] = delta.trace
             self._add_usage(chunk)
             if not started:
                 chunk["decoding"], started = self.running.decoding, True

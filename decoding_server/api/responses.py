@@ -64,6 +64,7 @@ async def create_response(request: Request) -> Response:
             observer=observer_of(request),
             structure=structure,
             visible_special_tokens=service.tool_markers if tools.parser_format is not None else frozenset(),
+            parsed="tools" if tools.parser_format is not None else None,
         )
 
     def save(response: ResponseObject) -> bool:

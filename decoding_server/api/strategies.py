@@ -9,6 +9,7 @@ from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.strategies import Strategy, StrategyList
 from strategies.registry import registered
 from strategies.sampling.transform import Transform
+from strategies.search.search import Search
 from strategies.speculative.speculation import Speculation
 
 router = APIRouter()
@@ -24,7 +25,8 @@ async def list_strategies(request: Request) -> StrategyList:
             for name, kind in sorted(registered("transform").items())
             if (strategy := described(name, kind)) is not None
         ]
-        + [described_speculation(name, kind) for name, kind in sorted(registered("speculation").items())],
+        + [described_speculation(name, kind) for name, kind in sorted(registered("speculation").items())]
+        + [described_search(name, kind) for name, kind in sorted(registered("search").items())],
         "presets": dict(service_of(request).config.presets),
         "budget": BudgetOptions.model_json_schema(),
     }
@@ -41,6 +43,12 @@ def described(name: str, kind: type[Transform]) -> Strategy | None:
 def described_speculation(name: str, kind: type[Speculation]) -> Strategy:
     supports = {"greedy": True, "speculation": False, "coupled": kind.couples, "draft_needed": kind.uses_draft}
     return _strategy(name, kind, "speculation", "speculation", exact=True, supports=supports)
+
+
+def described_search(name: str, kind: type[Search]) -> Strategy:
+    whole = kind.whole_answers
+    supports = {"greedy": True, "speculation": True, "tools": whole, "structured_output": whole}
+    return _strategy(name, kind, "search", "search", exact=False, supports=supports)
 
 
 def _strategy(

@@ -159,6 +159,7 @@ class ChatCompletion(TypedDict):
     prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None] | None]
     prompt_token_ids: NotRequired[list[int]]
     warnings: NotRequired[list[str]]
+    trace: NotRequired[list[dict[str, Any]]]
 
 
 class ChatDelta(TypedDict, total=False):
@@ -187,3 +188,4 @@ class ChatCompletionChunk(TypedDict):
     decoding: NotRequired[ResolvedDecoding]
     prompt_token_ids: NotRequired[list[int]]
     warnings: NotRequired[list[str]]
+    trace: NotRequired[list[dict[str, Any]]]

@@ -109,3 +109,4 @@ class Completion(TypedDict):
     usage: NotRequired[Usage | None]
     decoding: NotRequired[ResolvedDecoding]
     warnings: NotRequired[list[str]]
+    trace: NotRequired[list[dict[str, Any]]]

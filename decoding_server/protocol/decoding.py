@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from decoding_server.protocol.sampling import invalid
 from strategies import registry
 from strategies.sampling.transform import Transform
+from strategies.search.search import Search
 from strategies.speculative.speculation import Speculation
 
 
@@ -53,7 +54,7 @@ def _parse(value: Any, known: Mapping[str, type[Any]], where: str) -> Any:
         message = fault["msg"].removeprefix("Value error, ")
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
         context = fault.get("ctx", {})
-        culprit = str(context.get("field") or context.get("param") or "") if not fault["loc"] else ""
+        culprit = str(context.get("field") or (context.get("param") if not fault["loc"] else None) or "")
         message = message.removeprefix(f"{culprit}: ")
         raise invalid(message[:1].lower() + message[1:], where + path + (f".{culprit}" if culprit else "")) from error
 
@@ -63,6 +64,14 @@ def parse_speculation(value: Any) -> Speculation | None:
     if value is None:
         return None
     chosen: Speculation = _parse(value, registry.registered("speculation"), "")
+    return chosen
+
+
+def parse_search(value: Any) -> Search | None:
+    """`{"type": name, ...parameters}` or a bare name."""
+    if value is None:
+        return None
+    chosen: Search = _parse(value, registry.registered("search"), "")
     return chosen
 
 
@@ -82,8 +91,8 @@ class DecodingOptions(BaseModel):
 
     sampler, penalty: one transform or a list, each a name or {"type": name, ...parameters}; with a sampler, the model's
     own default top_k, top_p and min_p do not apply. pipeline: transforms that take one another's places in the default
-    order. speculation: how draft tokens are proposed and verified, likewise a name or an object. budget: what the
-    request may spend.
+    order. speculation: how draft tokens are proposed and verified, likewise a name or an object. search: how the answer
+    is found among many, likewise. budget: what the request may spend.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -92,6 +101,7 @@ class DecodingOptions(BaseModel):
     penalty: Annotated[list[Transform], _transforms("penalty"), WithJsonSchema({})] = Field(default_factory=list)
     pipeline: list[str] | None = None
     speculation: Annotated[Speculation | None, PlainValidator(parse_speculation), WithJsonSchema({})] = None
+    search: Annotated[Search | None, PlainValidator(parse_search), WithJsonSchema({})] = None
     budget: BudgetOptions | None = None
 
 
@@ -113,15 +123,12 @@ class ResolvedDecoding(TypedDict):
     penalty: list[ResolvedTransform]
     pipeline: list[str]
     speculation: ResolvedTransform | None
+    search: ResolvedTransform | None
     budget: dict[str, float] | None
 
 
-def resolved_transform(transform: Transform) -> ResolvedTransform:
-    return {"type": transform.name, **transform.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
-
-
-def resolved_speculation(speculation: Speculation) -> ResolvedTransform:
-    return {"type": speculation.name, **speculation.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
+def resolved_strategy(strategy: Transform | Speculation | Search) -> ResolvedTransform:
+    return {"type": strategy.name, **strategy.model_dump(mode="json", by_alias=True)}  # type: ignore[typeddict-item]
 
 
 def duplicate(transforms: Sequence[Transform]) -> str | None:

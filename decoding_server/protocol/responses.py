@@ -237,6 +237,7 @@ class ResponseObject(TypedDict):
     stop_reason: str | int | None
     decoding: ResolvedDecoding
     warnings: NotRequired[list[str]]
+    trace: NotRequired[list[dict[str, Any]]]
 
 
 class DeletedResponse(TypedDict):

@@ -115,16 +115,16 @@ class TorchRuntime:
         """For tests and benchmarks; its state belongs to the engine thread."""
         return self._engine
 
-    def submit(self, generations: Sequence[Generation]) -> list[Stream]:
+    def submit(self, generations: Sequence[Generation], *, admitted: bool = False) -> list[Stream]:
         """See `Runtime.submit`."""
         if self._fatal is not None:
             raise RuntimeUnavailable(f"the engine is down: {self._fatal}")
-        if self._draining or self._closing.is_set():
+        if (self._draining and not admitted) or self._closing.is_set():
             raise RuntimeUnavailable("the server is shutting down")
         for generation in generations:
             self._check(generation)
         waiting = len(self._engine.scheduler.waiting) + len(self._incoming)
-        if waiting + len(generations) > self._max_waiting:
+        if waiting + len(generations) > self._max_waiting and not admitted:
             raise QueueFull(f"{waiting} sequences are waiting already (at most {self._max_waiting}); try again later")
         loop = asyncio.get_running_loop()
         streams = [Stream(self, loop) for _ in generations]
@@ -176,7 +176,7 @@ class TorchRuntime:
 
     def _check(self, generation: Generation) -> None:
         """What can't be run is refused before it is queued."""
-        length, limit = len(generation.prompt), self._info.max_model_len
+        length, limit = len(generation.prompt) + len(generation.answer), self._info.max_model_len
         asked = generation.stopping.max_tokens
         if length == 0:
             raise InvalidRequest("the prompt has no tokens", "prompt")
@@ -193,7 +193,7 @@ class TorchRuntime:
                 "max_tokens",
             )
         size = self._info.vocab_size
-        if any(not 0 <= token < size for token in generation.prompt):
+        if any(not 0 <= token < size for token in generation.tokens):
             raise InvalidRequest(f"the prompt holds a token id outside the vocabulary of {size}", "prompt")
         speculation = generation.speculation
         if speculation is not None:

@@ -1,6 +1,5 @@
 """One sequence on its way through the engine: its tokens, its KV slots, its text, and what it has still to emit."""
 
-from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -8,11 +7,12 @@ from torch import Tensor
 
 from models.torch_runtime.kv_pool import Slots
 from models.torch_runtime.prefix_cache import Node, Tokens
+from strategies.answer_text import AnswerText
 from strategies.errors import DecodingError
 from strategies.runtime import Delta, FinishReason, Generation, TokenLogprob
 from strategies.sampling.contrastive import contrastive_of
 from strategies.sampling.row import Row
-from strategies.text import TextAssembler, Tokenizer
+from strategies.text import Tokenizer
 
 
 class Sink(Protocol):
@@ -35,11 +35,12 @@ class Sequence:
         self.generation = generation
         self.meter = generation.meter
         self.sink = sink
-        self.num_prompt = len(generation.prompt)
+        start = generation.tokens
+        self.num_prompt = len(start)  # whatever it starts from, the answer so far included
         limit = max_length if stopping.max_tokens is None else self.num_prompt + stopping.max_tokens
         self.max_length = min(max_length, limit)
         self._tokens = np.zeros(max(self.max_length, self.num_prompt), np.int32)
-        self._tokens[: self.num_prompt] = generation.prompt
+        self._tokens[: self.num_prompt] = start
         self.length = self.num_prompt
         self._slots = np.zeros(len(self._tokens), np.int64)
         self.computed = 0
@@ -49,13 +50,7 @@ class Sequence:
         self.cancelled = False
         self.last_round = 0  # engine step in which it last speculated
         self.row = Row(generation, eos_token_ids, tokenizer)
-        self._tokenizer = tokenizer
-        self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)
-        self._stop_ids |= {token: token for token in stopping.stop_token_ids}
-        specials = tokenizer.special_token_ids
-        self._stop_ids |= {specials[text]: text for text in stopping.stop if text in specials}
-        self._text = TextAssembler(stopping.stop, stopping.min_tokens, include_stop=stopping.include_stop)
-        self._unreleased: deque[tuple[TokenLogprob, int, int]] = deque()
+        self._answer = AnswerText(generation, tokenizer, eos_token_ids)
         self._prompt_logprobs: list[TokenLogprob | None] | None = None
         if generation.prompt_logprobs is not None:
             self._prompt_logprobs = [None]  # nothing precedes the first token
@@ -69,7 +64,7 @@ class Sequence:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end the sequence."""
-        return frozenset(self._stop_ids)
+        return frozenset(self._answer.stop_ids)
 
     @property
     def tokens(self) -> Tokens:
@@ -159,27 +154,15 @@ class Sequence:
         self.length += 1
         self.row.append(token)
         delta = self._delta(tokens=[token])
-        stopping = token in self._stop_ids and self.num_outputs > self.generation.stopping.min_tokens
-        if stopping:
-            # An end of sequence is no stop that was asked for, so it is never shown.
-            visible = self.generation.stopping.include_stop and self._stop_ids[token] is not None
-        else:
-            hides = self.generation.skip_special_tokens and token not in self.generation.visible_special_tokens
-            visible = not (hides and self._tokenizer.is_special(token))
-        start = len(self._text.text)
-        delta.text = self._text.push(self._tokenizer.token_bytes(token) if visible else b"")
-        if logprob is not None:
-            self._unreleased.append((logprob, start, len(self._text.text) + self._text.unfinished))
-        if stopping:
-            delta.stop_reason, delta.stop_token = self._stop_ids[token], not visible
-            self._end(delta, "stop")
-        elif self._text.stopped is not None:
-            delta.stop_reason = self._text.stopped
+        answer = self._answer
+        delta.text, entries = answer.push(token, logprob)
+        if delta.logprobs is not None:
+            delta.logprobs += entries
+        if answer.ended:
+            delta.stop_reason, delta.stop_token, delta.step_end = answer.stop_reason, answer.stop_token, answer.step_end
             self._end(delta, "stop")
         elif self.length >= self.max_length:
             self._end(delta, "length")
-        else:
-            self._release_logprobs(delta)
         self.sink.put(delta)
         return delta.finish_reason is None
 
@@ -205,20 +188,7 @@ class Sequence:
 
     def _end(self, delta: Delta, reason: FinishReason) -> None:
         delta.finish_reason = reason
-        delta.text += self._text.finish()
-        self._release_logprobs(delta, everything=True)
-
-    def _release_logprobs(self, delta: Delta, *, everything: bool = False) -> None:
-        """Moves entries whose text is out to the delta; at the end all but those that lie wholly in the stop string."""
-        if delta.logprobs is None:
-            return
-        end, stopped = len(self._text.text), self._text.stopped is not None
-        while self._unreleased:
-            entry, start, stop = self._unreleased[0]
-            if everything and stopped and start >= end:
-                self._unreleased.clear()
-            elif everything or stop <= self._text.released:
-                delta.logprobs.append(entry)
-                self._unreleased.popleft()
-            else:
-                break
+        text, entries = self._answer.finish()
+        delta.text += text
+        if delta.logprobs is not None:
+            delta.logprobs += entries

@@ -20,8 +20,8 @@ GREEDY_TEMPERATURE = 1e-5
 class Row:
     """Sampling state of one sequence (or of one node of its draft tree).
 
-    stages: its transforms in order. states: by transform name. output: generated ids in order; counts: how often each
-    occurs. prompt_ids: the prompt in order.
+    stages: its transforms in order. states: by transform name. output: ids of the answer in order, those that were
+    there before included; counts: how often each occurs. prompt_ids: the prompt in order.
     """
 
     __slots__ = ("_prompt", "counts", "greedy", "output", "prompt_ids", "stages", "states", "stream", "tokenizer")
@@ -43,6 +43,8 @@ class Row:
             state = stage.start(self)
             if state is not None:
                 self.states[stage.name] = state
+        for token in generation.answer:
+            self.append(token)
 
     @property
     def num_outputs(self) -> int:

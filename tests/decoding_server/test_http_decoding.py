@@ -114,7 +114,7 @@ def test_pipeline_changes_places(server):
         (5, "decoding"),
         ([], "decoding"),
         ({"speculation": {"type": "rsd-s"}}, "decoding.speculation"),
-        ({"search": "phi"}, "decoding.search"),
+        ({"search": "telepathy"}, "decoding.search.type"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(server, decoding, param):

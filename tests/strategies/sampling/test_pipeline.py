@@ -177,7 +177,7 @@ def test_defining_a_transform_is_all_it_takes() -> None:
 
 
 def test_two_transforms_cannot_have_one_name() -> None:
-    with pytest.raises(ValueError, match="two transforms are called 'top_p'"):
+    with pytest.raises(ValueError, match="are called 'top_p'"):
 
         class Other(Transform):
             name: ClassVar = "top_p"

@@ -1,0 +1,200 @@
+"""Runs one search for one prompt and presents its answers as ordinary streams, one per choice."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from strategies.answer_text import AnswerText
+from strategies.errors import ContextLengthExceeded, DecodingError, RequestFailed
+from strategies.runtime import Delta, FinishReason, Generation, Runtime, StopConditions, TokenLogprob
+from strategies.search.context import BudgetExhausted, SearchContext
+from strategies.search.node import Node
+from strategies.search.search import Search
+from strategies.search.trace import Record, Trace
+
+if TYPE_CHECKING:
+    from strategies.scoring.value import ValueFunction
+
+log = logging.getLogger(__name__)
+
+Item = Delta | DecodingError
+
+
+class ChoiceStream:
+    """One choice of the reply. Implements `GenerationStream`."""
+
+    def __init__(self, run: "SearchRun") -> None:
+        self._run = run
+        self._items: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        self.ended = False
+
+    def put(self, item: Item) -> None:
+        self.ended = isinstance(item, DecodingError) or item.finish_reason is not None
+        self._items.append(item)
+        self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        while True:
+            while not self._items:
+                self._arrived.clear()
+                await self._arrived.wait()
+            item = self._items.popleft()
+            if isinstance(item, DecodingError):
+                raise item
+            yield item
+            if item.finish_reason is not None:
+                return
+
+    def cancel(self) -> None:
+        """Ends the whole search: its choices are found together."""
+        self._run.cancel()
+
+
+class SearchRun:
+    """A search from its submission to its answers. Begins at once; cancelling any of its streams ends it."""
+
+    def __init__(
+        self,
+        search: Search,
+        runtime: Runtime,
+        generation: Generation,
+        *,
+        n: int = 1,
+        scorers: "Mapping[str, ValueFunction] | None" = None,
+        prompt_text: str = "",
+    ) -> None:
+        """generation: see `SearchContext`. Computes the prompt first, which every branch then shares.
+
+        Raises what `Runtime.submit` raises, before anything runs.
+        """
+        self.search = search
+        self.generation = generation
+        self.trace = Trace(search.trace, self._traced)
+        self.context = SearchContext(
+            runtime, generation, n=n, scorers=scorers, trace=self.trace, prompt_text=prompt_text
+        )
+        self.context.on_commit = self._committed
+        self.streams = [ChoiceStream(self) for _ in range(n)]
+        self._sent = self._answer_text()
+        self._sent_tokens: list[int] = []
+        self._runtime = runtime
+        self._check_room()
+        prefill = replace(
+            generation, stopping=StopConditions(max_tokens=0), logprobs=None, prompt_logprobs=None, speculation=None
+        )
+        self._prefill = runtime.submit([prefill])[0]
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def cancel(self) -> None:
+        """Frees every branch before the engine's next step. Safe at any time, also after the end."""
+        if not self._task.done():
+            self._task.cancel()
+            self._prefill.cancel()
+            self.context.cancel()
+            self._fail(RequestFailed("the generation was cancelled"))
+
+    async def _run(self) -> None:
+        try:
+            async for _ in self._prefill:
+                pass
+            try:
+                nodes = list(await self.search.run(self.context))
+            except BudgetExhausted:
+                nodes = []
+            nodes = nodes or [self.context.fallback()]
+            if self.search.trace != "none":
+                self._tell([{"event": "summary", **self.trace.summary()}])
+            # n choices were asked for: those beyond the answers found stay empty, as if cut off before the first token.
+            nodes += [self.context.root] * (len(self.streams) - len(nodes))
+            for choice, stream in enumerate(self.streams):
+                self._finish(stream, nodes[choice], choice)
+        except asyncio.CancelledError:
+            raise
+        except DecodingError as error:
+            self._fail(error)
+        except Exception as error:  # a strategy's bug ends its own request only
+            log.exception("the search %s failed", self.search.name)
+            self._fail(RequestFailed(f"internal error: the search {self.search.name} failed: {error}"))
+        finally:
+            self.context.cancel()
+
+    def _finish(self, stream: ChoiceStream, node: Node, choice: int) -> None:
+        """The whole answer, or for the first choice what of it is not sent yet."""
+        sent, tokens = (self._sent, self._sent_tokens) if choice == 0 else (self._answer_text(), [])
+        if list(node.tokens[: len(tokens)]) != tokens:
+            raise RequestFailed("internal error: the answer is not what the search had committed to")
+        delta = self._pushed(sent, node, len(tokens), len(node.tokens))
+        text, entries = sent.finish()
+        delta.text += text
+        if delta.logprobs is not None:
+            delta.logprobs += entries
+        delta.finish_reason, delta.stop_reason = self._reason(node)
+        delta.stop_token = sent.stop_token
+        stream.put(delta)
+
+    def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:
+        if node.end == "stop" or (node.finished and self.context.room(node) > 0):
+            return "stop", node.answer.stop_reason
+        unit = self.generation.meter.exhausted
+        return "length", f"budget:{unit}" if unit is not None and not node.finished else None
+
+    def _committed(self, node: Node, length: int) -> None:
+        """Sends what the search has committed itself to by now."""
+        stream = self.streams[0]
+        delta = self._pushed(self._sent, node, len(self._sent_tokens), length)
+        self._sent_tokens = list(node.tokens[:length])
+        if not self._sent.ended and (delta.text or delta.logprobs or delta.tokens):
+            stream.put(delta)
+
+    def _pushed(self, sent: AnswerText, node: Node, start: int, end: int) -> Delta:
+        wants = self.generation.logprobs is not None
+        entries: list[TokenLogprob | None] = [*node.answer_logprobs] if wants else []
+        entries += [None] * (len(node.tokens) - len(entries))
+        delta = Delta(tokens=list(node.tokens[start:end]), logprobs=[] if wants else None)
+        for token, entry in zip(node.tokens[start:end], entries[start:end], strict=True):
+            text, released = sent.push(token, entry)
+            delta.text += text
+            if delta.logprobs is not None:
+                delta.logprobs += released
+        return delta
+
+    def _traced(self, record: Record) -> None:
+        self._tell([record])
+
+    def _tell(self, records: list[Record]) -> None:
+        if not self.streams[0].ended:
+            self.streams[0].put(Delta(logprobs=None if self.generation.logprobs is None else [], trace=records))
+
+    def _answer_text(self) -> AnswerText:
+        return AnswerText(self.generation, self.context.runtime.tokenizer, self.context.runtime.info.eos_token_ids)
+
+    def _fail(self, error: DecodingError) -> None:
+        for stream in self.streams:
+            if not stream.ended:
+                stream.put(error)
+
+    def _check_room(self) -> None:
+        """As the runtime does for a plain generation: the prompt must leave room for what is asked."""
+        length, limit = len(self.generation.prompt), self._runtime.info.max_model_len
+        asked = self.generation.stopping.max_tokens
+        if length >= limit:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {limit} tokens; the prompt has {length}, which leaves no room "
+                "to generate",
+                "prompt",
+            )
+        if asked is not None and length + asked > limit:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {limit} tokens; {length} in the prompt and max_tokens {asked} "
+                "exceed it",
+                "max_tokens",
+            )
+
+
+def search_streams(runs: Sequence[SearchRun]) -> list[ChoiceStream]:
+    """The streams of several searches, prompt by prompt."""
+    return [stream for run in runs for stream in run.streams]

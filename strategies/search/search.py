@@ -1,0 +1,68 @@
+"""What a search is: one class, whose fields are the request's parameters and whose coroutine finds the answers.
+
+    class Majority(Search):
+        name: ClassVar = "majority"
+        samples: Annotated[int, Field(ge=1, le=64)] = 8
+
+        async def run(self, context):
+            (nodes,) = await context.extend([context.root], self.samples)
+            ...
+            return nodes, the best first
+
+Everything awaited at the same time, by any request, is batched by the engine. A search never sees other requests,
+threads or KV slots; a prefix that nodes share is computed once, whatever the search does. A new search is one file in
+this package, or a class behind an entry point of the group `decoding_server.strategies`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strategies.registry import register
+from strategies.search.node import Node
+
+if TYPE_CHECKING:
+    from strategies.scoring.value import ValueFunction
+    from strategies.search.context import SearchContext
+
+TraceLevel = Literal["none", "summary", "full"]
+
+
+class Search(BaseModel):
+    """Base of all searches.
+
+    whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
+    (structured output, tools, adaptive samplers) works as it does without a search.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    name: ClassVar[str]
+    whole_answers: ClassVar[bool] = False
+
+    trace: Annotated[
+        TraceLevel, Field(description="How much of the search the reply tells: nothing, its counts, the whole tree.")
+    ] = "none"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        if "name" in cls.__dict__:
+            register("search", cls.name, cls)
+
+    @property
+    @abstractmethod
+    def most_answers(self) -> int:
+        """The largest `n` that a request may ask for."""
+
+    def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
+        """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
+        return
+
+    @abstractmethod
+    async def run(self, context: "SearchContext") -> Sequence[Node]:
+        """The answers, best first: `context.n` of them where there are so many, distinct where it can tell.
+
+        BudgetExhausted may pass through: the answer is then the best that was proposed (`SearchContext.propose`).
+        """

@@ -1,0 +1,72 @@
+"""The record of a search: which nodes it made, what it found them worth, and what it called."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strategies.search.node import Node
+    from strategies.search.search import TraceLevel
+
+Record = dict[str, Any]
+
+
+class Trace:
+    """Keeps what the request's level asks for. listener: hears every record of a full trace as it is made."""
+
+    def __init__(self, level: "TraceLevel", listener: Callable[[Record], None] | None = None) -> None:
+        self.level = level
+        self.listener = listener
+        self.calls: Counter[str] = Counter()
+        self._nodes: list[Node] = []
+
+    def called(self, what: str, count: int) -> None:
+        """Counts what was awaited."""
+        self.calls[what] += count
+
+    def created(self, node: "Node") -> None:
+        """A new node."""
+        self._nodes.append(node)
+        self._tell({"event": "node", **described(node)})
+
+    def noted(self, node: "Node", notes: Mapping[str, object]) -> None:
+        """More is known of a node."""
+        self._tell({"event": "note", "node": node.number, **notes})
+
+    def _tell(self, record: Record) -> None:
+        if self.level == "full" and self.listener is not None:
+            self.listener(record)
+
+    def summary(self) -> Record:
+        """Counts: nodes, how many of them are finished, the greatest depth, tokens of all nodes, continuations."""
+        return {
+            "nodes": len(self._nodes),
+            "finished": sum(node.finished for node in self._nodes),
+            "depth": max((node.depth for node in self._nodes), default=0),
+            "explored_tokens": sum(len(node.step) for node in self._nodes),
+            **self.calls,
+        }
+
+    def report(self) -> Record | None:
+        """What the reply says: nothing, the summary, or the summary and every node."""
+        if self.level == "none":
+            return None
+        report = self.summary()
+        if self.level == "full":
+            report["tree"] = [described(node) for node in self._nodes]
+        return report
+
+
+def described(node: "Node") -> Record:
+    """A node as JSON: its place in the tree, its own text, and what the search noted."""
+    return {
+        "id": node.number,
+        "parent": None if node.parent is None else node.parent.number,
+        "depth": node.depth,
+        "text": node.step_text,
+        "tokens": len(node.step),
+        "logprob": round(node.logprob, 6),
+        "end": node.end,
+        "finished": node.finished,
+        **node.notes,
+    }
