@@ -24,8 +24,10 @@ from strategies.registry import register
 from strategies.search.node import Node
 
 if TYPE_CHECKING:
+    from strategies.runtime import SamplingParameters
     from strategies.scoring.value import ValueFunction
     from strategies.search.context import SearchContext
+    from strategies.speculative.speculation import Speculation
 
 TraceLevel = Literal["none", "summary", "full"]
 
@@ -58,6 +60,13 @@ class Search(BaseModel):
 
     def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
         """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
+        return
+
+    def check_sampling(
+        self, sampling: "SamplingParameters", speculation: "Speculation | None", *, logprobs: bool
+    ) -> None:
+        """Raises InvalidRequest for a pipeline or a speculation that this search can't follow, or for log-probabilities
+        that it can't give."""
         return
 
     @abstractmethod
