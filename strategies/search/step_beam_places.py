@@ -21,7 +21,7 @@ def keep_best(values: Sequence[float], width: int) -> list[int]:
 
 
 @dataclass(slots=True)
-class StepBeam:
+class StepBeamPlaces:
     """How many states live at each depth. beams: n; samples: m continuations each; n must be a multiple of m.
 
     independent: DVTS, where the n / m groups of m candidates each keep their own best.
