@@ -8,7 +8,7 @@ that end go to the finished pool if they are among the first `width`, and the fi
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,12 +87,15 @@ class BeamPool:
             length = self.max_tokens
         return best.logprob / math.pow(length, self.length_penalty)
 
-    def advance(self, offers: Sequence[Sequence[tuple[int, float]]]) -> list[Extension]:
+    def advance(
+        self, offers: Sequence[Sequence[tuple[int, float]]], ends: Callable[[int, int], bool] | None = None
+    ) -> list[Extension]:
         """Takes one step and returns the new live beams' origins, best first.
 
         offers: per live beam, (token, log-probability) of its most likely tokens, most likely first; see
-        `offers_needed`. -inf is no offer. Raises ValueError for a wrong number of rows or a log-probability that is not
-        a number.
+        `offers_needed`. -inf is no offer. ends: whether a token finishes the live beam of that number, where that is
+        not a matter of the token alone (stop strings); asked for the offers that come into question only. Raises
+        ValueError for a wrong number of rows or a log-probability that is not a number.
         """
         if len(offers) != len(self.live):
             raise ValueError(f"{len(self.live)} beams are live, not {len(offers)}")
@@ -108,7 +111,9 @@ class BeamPool:
         survivors: list[Hypothesis] = []
         for place, (_, beam, _, token, total) in enumerate(sorted(candidates)):
             tokens = (*self.live[beam].tokens, token)
-            if token in self.end_tokens:
+            if len(survivors) == self.width and place >= self.width:
+                break
+            if token in self.end_tokens if ends is None else ends(beam, token):
                 if place < self.width:
                     self._finish(Hypothesis(tokens, total, finished=True))
             elif len(survivors) < self.width:
