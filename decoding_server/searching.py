@@ -39,7 +39,7 @@ def check_search(
         raise InvalidField(f"'logprobs_mode' must be 'raw' with the search {name!r}.", "logprobs_mode")
     if not search.whole_answers:
         if structure is not None or parsed is not None:
-            field = parsed or "response_format"
+            field = parsed or ("response_format" if request.structured_outputs is None else "structured_outputs")
             raise InvalidField(f"'{field}' can't be combined with {name!r}, which goes step by step.", field)
         for transform in sampling.transforms:
             if transform.observes:

@@ -32,6 +32,7 @@ class Beam(Search):
     """Keeps the most likely token sequences of each length and returns the best that ended."""
 
     name: ClassVar = "beam"
+    draws: ClassVar = False
 
     width: Annotated[int, Field(ge=1, le=32, description="Hypotheses that live at each length.")] = 4
     length_penalty: Annotated[

@@ -36,13 +36,15 @@ class Search(BaseModel):
     """Base of all searches.
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
-    (structured output, tools, adaptive samplers) works as it does without a search.
+    (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
+    the other, so drafts can foresee them.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     name: ClassVar[str]
     whole_answers: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     trace: Annotated[
         TraceLevel, Field(description="How much of the search the reply tells: nothing, its counts, the whole tree.")
