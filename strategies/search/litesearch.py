@@ -109,7 +109,9 @@ class LiteSearch(StepSearch):
 
     @property
     def most_answers(self) -> int:
-        return 64
+        if self.rule == "paper":
+            return 64
+        return min(64, (self.max_finished or LiteSearchOptions().max_finished) + self.max_children)
 
     def check(self, scorers: "Mapping[str, ValueFunction]") -> None:
         super().check(scorers)
@@ -182,7 +184,12 @@ class LiteSearch(StepSearch):
         if chosen is not None:
             order = [chosen, *(i for i in order if i != chosen)]
         first = distinct(order, answers, [node.text for node in solutions])
-        return [solutions[i] for i in first + [i for i in order if i not in first]]
+        unsolved = [node for node in growth.states[1:] if not node.finished]
+        return [
+            *(solutions[i] for i in first),
+            *(solutions[i] for i in order if i not in first),
+            *sorted(unsolved, key=lambda node: -round(valuation.rank(node), VALUE_DIGITS)),
+        ]
 
     def mode(self, *, calibrated: bool) -> LiteSearchFinal:
         """The final mode that "auto" stands for."""

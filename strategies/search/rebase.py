@@ -71,7 +71,8 @@ class Rebase(SolvingSearch):
         """The value function to allocate by; None: sample whole solutions instead."""
         if self.value != "auto":
             return self.value
-        return next((kind for kind in TRAINED if kind in scorers), None)
+        trained = (kind for kind in TRAINED if kind in scorers and getattr(scorers[kind], "automatic", True))
+        return next(trained, None)
 
     def check(self, scorers: "Mapping[str, ValueFunction]") -> None:
         if self.value != "auto":

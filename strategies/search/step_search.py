@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from strategies.scoring.answer_options import AnswerOptions
+from strategies.scoring.answers import last_boxed
 from strategies.search.context import BLANK_LINE, NEWLINE, BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.pace import Pace
@@ -80,10 +81,10 @@ class StepSearch(ValuedSearch):
         return ends
 
     async def _mark_final(self, context: SearchContext, nodes: Sequence[Node]) -> None:
-        candidates = [node for node in nodes if node.end in ("step", "length") and node.step_text.strip()]
+        candidates = [node for node in nodes if node.end in ("step", "length")]
         if self.solution_end == "sequence" or not candidates:
             return
-        texts = [node.step_text for node in candidates]
+        texts = [completed_lines(node) for node in candidates]
         final = await context.compute(lambda: [self.answer.is_final(text) for text in texts])
         for node, ends in zip(candidates, final, strict=True):
             if ends:
@@ -136,6 +137,17 @@ def bad_step(node: Node) -> bool:
     blank = not text.strip() and node.end != "stop"
     repeated = bool(text) and node.parent is not None and node.parent.depth > 0 and text == node.parent.step_text
     return blank or repeated or len(text) > MAX_STEP_CHARACTERS or cut_off(node)
+
+
+def completed_lines(node: Node) -> str:
+    """The lines that a step completed, whole, also where an earlier step began them. What a step that was cut leaves
+    unfinished may be half an answer; a box is complete once its braces balance."""
+    assert node.parent is not None
+    start = node.text.rfind("\n", 0, len(node.parent.text)) + 1
+    lines = node.text[start:]
+    if node.end == "step" or last_boxed(lines) is not None:
+        return lines
+    return lines[: lines.rfind("\n") + 1]
 
 
 def cut_off(node: Node) -> bool:
