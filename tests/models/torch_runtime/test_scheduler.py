@@ -358,3 +358,36 @@ def test_smaller_priorities_are_admitted_first() -> None:
         engine.step()
         order += [i for i, answer in enumerate(answers) if answer.ended and i not in order]
     assert order == sorted(range(6), key=lambda i: (priorities[i], i))
+
+
+def test_a_request_with_many_branches_holds_nobody_up() -> None:
+    """Two run at a time: a request that comes after one of eight branches gets the next place that falls free."""
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2)
+    shared = Meter()
+    branches = [
+        engine.submit(Generation([97, 98], stopping=StopConditions(max_tokens=3), branch=(i,), meter=shared))
+        for i in range(8)
+    ]
+    plain = engine.submit(Generation([99], stopping=StopConditions(max_tokens=3)))
+    while not plain.ended:
+        assert engine.step()
+    assert sum(branch.ended for branch in branches) <= 4
+    engine.run()
+    assert all(branch.ended for branch in branches)
+
+
+def test_a_request_is_never_starved_by_new_ones() -> None:
+    """The branches of one request go on one at a time however many single requests keep coming."""
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2)
+    shared = Meter()
+    branches = [
+        engine.submit(Generation([97, 98], stopping=StopConditions(max_tokens=3), branch=(i,), meter=shared))
+        for i in range(4)
+    ]
+    steps = 0
+    while not all(branch.ended for branch in branches):
+        engine.submit(Generation([99], stopping=StopConditions(max_tokens=3)))
+        engine.submit(Generation([100], stopping=StopConditions(max_tokens=3)))
+        assert engine.step()
+        steps += 1
+        assert steps < 60

@@ -1,0 +1,34 @@
+"""Questions with a known answer: JSON lines of {"question", "answer"}, GSM8K's own form included."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+INSTRUCTION = (
+    "Solve the problem step by step. Write one short step per line. "
+    "End with a line that holds #### and then the final number alone."
+)
+SUBSET_SEED = 20240803
+"""Which questions a subset of a given size holds: the first of one fixed shuffle, so that a larger one contains it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """number: its line in the file, from 0. gold: the right answer, as written."""
+
+    number: int
+    text: str
+    gold: str
+
+
+def load(path: Path, count: int | None) -> list[Question]:
+    """A random subset, the same for every run. Raises OSError, and ValueError for a line without its fields."""
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        record = json.loads(line)
+        if not isinstance(record.get("question"), str) or not isinstance(record.get("answer"), str):
+            raise ValueError(f"{path}, line {number + 1}: needs a 'question' and an 'answer'")
+        questions.append(Question(number, record["question"], record["answer"].rpartition("####")[2].strip()))
+    random.Random(SUBSET_SEED).shuffle(questions)
+    return questions[:count]
