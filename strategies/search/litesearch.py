@@ -164,9 +164,8 @@ class LiteSearch(StepSearch):
         if not solutions:
             return growth.greedy[-1:]
         answers = await context.compute(self.answer.canonical, [node.text for node in solutions])
-        found = [
-            Solution(valuation.rank(node), answer) for node, answer in zip(solutions, answers, strict=True)
-        ]  # what the budget did not pay to score is worth nothing, but still a solution
+        # What the budget did not pay to score is worth nothing, but still a solution.
+        found = [Solution(valuation.rank(node), answer) for node, answer in zip(solutions, answers, strict=True)]
         for node, answer in zip(solutions, answers, strict=True):
             context.note(node, answer=answer)
         greedy = None
@@ -204,7 +203,7 @@ class LiteSearch(StepSearch):
         (samples,) = await context.extend(
             [context.root], self.vote_samples, temperature=self.temperature, stage=FALLBACK
         )
-        samples = [node for node in samples if node.finished]
+        samples = [node for node in samples if node.end == "stop"]
         try:
             values = await valuation.of(samples)
         except BudgetExhausted:

@@ -87,4 +87,6 @@ class Mcts(SolvingSearch):
             solved = solved or any(child.end == "stop" for child in children)
             best = max(states[1:], key=lambda one: (one.end == "stop", valuation.rank(one), -one.number))
             context.propose(best)
-        return "solved" if tree.root.closed else "expansions"
+        if not tree.root.closed:
+            return "expansions"
+        return "solved" if solved else "cut_off"

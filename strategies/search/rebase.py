@@ -132,6 +132,7 @@ class _Tree:
             pace.made(len(made))
             places = remaining(places, len(finished), len(dead))
             if places <= 0 or not self.open:
+                self.reason = "solved" if self.done else "cut_off"
                 return
             context.propose(max(self.open, key=rewards.__getitem__))
             places = search.affordable(pace, places, solved=bool(self.done))

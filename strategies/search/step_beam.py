@@ -110,6 +110,7 @@ class _Tree:
             context.propose(max(best, key=lambda node: (node.end == "stop", self.valuation.rank(node))))
             if not self.live:
                 self.live = cut
+                self.reason = "solved" if self.solved else "cut_off"
                 return
             context.commit([*self.solved, *self.live])
             frontier, counts = self.live, [search.samples] * len(self.live)

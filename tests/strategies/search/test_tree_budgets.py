@@ -224,3 +224,4 @@ def test_a_model_that_never_ends_is_cut_off() -> None:
         got = found(search, value=Scripted(), distribution=endless, seed=2, max_tokens=25)
         assert got.reasons == [("length", None)]
         assert len(got.tokens[0]) == 25
+        assert got.facts["stopped_by"] != "solved"
