@@ -46,15 +46,19 @@ def best_of_all(length: int, penalty: float, temperature: float = 1.0) -> list[t
     return sorted(complete, key=lambda t: -logprob(t, temperature) / len(t) ** penalty)
 
 
+def scores(got: Found) -> list[float]:
+    """Of the answers, best first."""
+    return [node.notes["score"] for node in got.context.nodes if "score" in node.notes]
+
+
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, -0.5])
 @pytest.mark.parametrize("length", [1, 3, 4])
 def test_a_beam_as_wide_as_the_tree_finds_what_enumeration_finds(penalty: float, length: int) -> None:
     """32 hypotheses hold all live ones of three tokens (27); of four, those that matter."""
     got = found(Beam(width=32, length_penalty=penalty), distribution=lettered, max_tokens=length, n=2)
     assert [tuple(tokens) for tokens in got.tokens] == best_of_all(length, penalty)[:2]
-    scores = [node.notes["score"] for node in got.context.nodes if "score" in node.notes]
     expected = [logprob(t) / len(t) ** penalty for t in best_of_all(length, penalty)[:2]]
-    assert scores == pytest.approx(expected, abs=1e-4)
+    assert scores(got) == pytest.approx(expected, abs=1e-4)
 
 
 def test_width_one_without_an_end_is_greedy() -> None:
@@ -79,7 +83,9 @@ def found_plain(runtime: Any, generation: Generation) -> list[int]:
 def test_temperature_shapes_the_scores_and_zero_counts_as_one() -> None:
     for temperature in (0.3, 2.0):
         got = found(Beam(width=32), distribution=lettered, max_tokens=3, temperature=temperature)
-        assert tuple(got.tokens[0]) == best_of_all(3, 1.0, temperature)[0]
+        best = best_of_all(3, 1.0, temperature)[0]
+        assert tuple(got.tokens[0]) == best
+        assert scores(got) == pytest.approx([logprob(best, temperature) / len(best)], abs=1e-4)
     zero, one = (found(Beam(width=4), distribution=lettered, max_tokens=8, temperature=t) for t in (0.0, 1.0))
     assert zero.tokens == one.tokens
 
@@ -117,6 +123,7 @@ def test_a_stop_string_ends_a_hypothesis_and_is_cut_off() -> None:
         assert "b" not in text
     ended = [t for n in range(1, 5) for t in product(LETTERS, repeat=n) if is_ended(t)]
     assert tuple(got.tokens[0]) == max(ended, key=logprob)
+    assert scores(got) == pytest.approx([logprob(tokens) for tokens in got.tokens], abs=1e-4)
 
 
 def is_ended(tokens: tuple[int, ...]) -> bool:
@@ -131,8 +138,8 @@ def is_ended(tokens: tuple[int, ...]) -> bool:
 
 def test_minimum_length_keeps_the_end_out() -> None:
     stopping = StopConditions(max_tokens=6, min_tokens=4)
-    for scores in ("processed", "raw"):
-        got = found(Beam(width=8, length_penalty=-2.0, scores=scores), distribution=lettered, stopping=stopping, n=4)
+    for kind in ("processed", "raw"):
+        got = found(Beam(width=8, length_penalty=-2.0, scores=kind), distribution=lettered, stopping=stopping, n=4)
         assert all(len(tokens) >= 4 for tokens in got.tokens)
         assert all(END not in tokens[:-1] for tokens in got.tokens)
 
