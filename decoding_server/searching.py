@@ -15,13 +15,14 @@ def check_search(
     request: GenerationRequest,
     sampling: SamplingParameters,
     choices: int,
+    wants_logprobs: bool,
     scores_prompt: bool,
     structure: Transform | None,
     parsed: str | None,
     scorers: Mapping[str, ValueFunction],
 ) -> None:
-    """Raises InvalidField. choices: answers per prompt; scores_prompt: log-probabilities of the prompt are wanted;
-    parsed: the field for whose sake the whole answer is parsed."""
+    """Raises InvalidField. choices: answers per prompt; wants_logprobs: log-probabilities of the answer are wanted;
+    scores_prompt: those of the prompt; parsed: the field for whose sake the whole answer is parsed."""
     name = search.name
     if choices > request.choices_per_prompt:
         raise InvalidField(f"'best_of' can't be combined with the search {name!r}, which chooses itself.", "best_of")
@@ -38,10 +39,12 @@ def check_search(
         raise InvalidField(f"'logprobs_mode' must be 'raw' with the search {name!r}.", "logprobs_mode")
     if not search.whole_answers:
         if structure is not None or parsed is not None:
-            field = parsed or "response_format"
+            field = parsed or ("response_format" if request.structured_outputs is None else "structured_outputs")
             raise InvalidField(f"'{field}' can't be combined with {name!r}, which goes step by step.", field)
         for transform in sampling.transforms:
             if transform.observes:
                 message = f"{transform.name!r} adapts to every token drawn and can't be combined with {name!r}."
                 raise InvalidField(f"'decoding.search': {message}", "decoding.search")
     search.check(scorers)
+    speculation = None if request.decoding is None else request.decoding.speculation
+    search.check_sampling(sampling, speculation, logprobs=wants_logprobs)

@@ -118,7 +118,15 @@ class Service:
         stopping = self.stopping(request, default_max_tokens)
         if search is not None:
             check_search(
-                search, request, sampling, choices, scoring.prompt is not None, structure, parsed, self.scorers
+                search,
+                request,
+                sampling,
+                choices,
+                scoring.generated is not None,
+                scoring.prompt is not None,
+                structure,
+                parsed,
+                self.scorers,
             )
         seed = self.seeds.next() if request.seed is None else request.seed & UINT64
         meter = Meter(budget_of(request))

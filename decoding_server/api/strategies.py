@@ -47,7 +47,7 @@ def described_speculation(name: str, kind: type[Speculation]) -> Strategy:
 
 def described_search(name: str, kind: type[Search]) -> Strategy:
     whole = kind.whole_answers
-    supports = {"greedy": True, "speculation": True, "tools": whole, "structured_output": whole}
+    supports = {"greedy": True, "speculation": kind.draws, "tools": whole, "structured_output": whole}
     return _strategy(name, kind, "search", "search", exact=False, supports=supports)
 
 

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from strategies.errors import InvalidRequest
 from strategies.scoring.answer_pattern import AnswerPattern
-from strategies.scoring.answers import DEFAULT_RULES, Answer, AnswerRule, extract
+from strategies.scoring.answers import DEFAULT_RULES, Answer, AnswerRule, extract, is_final_step
 
 
 class AnswerOptions(BaseModel):
@@ -38,6 +38,13 @@ class AnswerOptions(BaseModel):
     def extract(self, text: str) -> Answer:
         """The answer of one solution; with a pattern, take it off the event loop."""
         return extract(text, self.rules, choices=self.choices, pattern=self._compiled)
+
+    def is_final(self, step: str) -> bool:
+        """Whether a step carries the final answer: by the marks of `is_final_step` that these rules read, and by the
+        pattern. A bare number or letter is no mark: many steps have one."""
+        if self._compiled is not None and self._compiled.last_match(step) is not None:
+            return True
+        return is_final_step(step, self.rules)
 
     def canonical(self, texts: list[str]) -> list[str | None]:
         """The forms to count votes by."""

@@ -76,11 +76,15 @@ def extract(
     return Answer()
 
 
-def is_final_step(step: str) -> bool:
+def is_final_step(step: str, rules: Sequence[AnswerRule] = DEFAULT_RULES) -> bool:
     """Whether a step carries the final answer, by the rules that extraction uses: a box, a line that starts with
-    "####", or the answer phrase. (The end of the sequence makes any step final.)"""
-    marked = any(line.lstrip().startswith("####") for line in step.splitlines())
-    return marked or last_boxed(step) is not None or after_phrase(step) is not None
+    "####", or the answer phrase; a choice may stand in a box or behind the phrase. (The end of the sequence makes any
+    step final.)"""
+    if "hash" in rules and any(line.lstrip().startswith("####") for line in step.splitlines()):
+        return True
+    if ("boxed" in rules or "choice" in rules) and last_boxed(step) is not None:
+        return True
+    return ("phrase" in rules or "choice" in rules) and after_phrase(step) is not None
 
 
 def last_boxed(text: str) -> str | None:

@@ -1,134 +1,177 @@
-"""Beam search over tokens: bookkeeping of live and finished hypotheses with a length penalty; numbers only.
+"""Beam search over tokens: the most likely answer, approximately (`beam_pool` has the rules).
 
-    score(y) = sum of log p(y_t) / |y| ** length_penalty
-
-|y| counts generated tokens, the end token included. A penalty of 0 ranks by probability, 1 by mean log-probability,
-more favours long answers. At every step each live beam offers its most likely tokens; of all offers, best first, those
-that end go to the finished pool if they are among the first `width`, and the first `width` others live on.
+Nothing is drawn: each step reads the most likely next tokens of every live hypothesis. By default they are those of
+the request's own pipeline (penalties, bias, temperature, truncation), which is the distribution that a request without
+a search samples from; at temperature 0, which would leave one token, temperature 1 is used. "raw" reads the model's
+own probabilities, without any pipeline.
 """
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-EarlyStopping = Literal["first", "heuristic", "never"]
-"""When a search with `width` finished hypotheses ends: at once; when the best live one, scored at its present length,
-can't beat the worst of them; or when it can't at any length still allowed (exact)."""
+from pydantic import Field
 
-LOGPROB_DIGITS = 6
-"""Cumulative log-probabilities are compared after rounding; ties go to the earlier beam, then the earlier offer."""
+from strategies.answer_text import AnswerText
+from strategies.errors import InvalidRequest
+from strategies.runtime import SamplingParameters, TokenLogprob
+from strategies.search.beam_pool import BeamPool, EarlyStopping, Hypothesis, offers_needed
+from strategies.search.committed_prefix import committed_length
+from strategies.search.context import BudgetExhausted, SearchContext
+from strategies.search.node import Node
+from strategies.search.search import Search
 
+if TYPE_CHECKING:
+    from strategies.speculative.speculation import Speculation
 
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """A token sequence and the sum of its log-probabilities; finished: it ended by itself."""
-
-    tokens: tuple[int, ...]
-    logprob: float
-    finished: bool = False
-
-    def score(self, length_penalty: float) -> float:
-        """Log-probability over length ** length_penalty; the empty one's is its log-probability."""
-        return self.logprob / math.pow(max(len(self.tokens), 1), length_penalty)
+COMMIT_BLOCK = 8
+"""Tokens that all hypotheses share are sent in blocks of at least so many: each block is a node."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """What becomes of the beams in one step: live beam number `parent`, before the step, goes on with `token`."""
+class Beam(Search):
+    """Keeps the most likely token sequences of each length and returns the best that ended."""
 
-    parent: int
-    token: int
+    name: ClassVar = "beam"
+    draws: ClassVar = False
 
+    width: Annotated[int, Field(ge=1, le=32, description="Hypotheses that live at each length.")] = 4
+    length_penalty: Annotated[
+        float,
+        Field(ge=-5, le=5, description="Scores are log p / length ** this: 0 ranks by probability, 1 by its mean."),
+    ] = 1.0
+    early_stopping: Annotated[
+        EarlyStopping,
+        Field(
+            description="With `width` finished hypotheses, end at once; when no live one beats them at its present "
+            "length; or when none can at any length."
+        ),
+    ] = "never"
+    scores: Annotated[
+        Literal["processed", "raw"],
+        Field(description="Log-probabilities behind the request's pipeline, or the model's own."),
+    ] = "processed"
 
-def offers_needed(width: int, end_tokens: int) -> int:
-    """How many of its most likely tokens each beam must offer: enough that, whichever of them end, `width` live on."""
-    return width + end_tokens
+    @property
+    def most_answers(self) -> int:
+        return self.width
+
+    def check_sampling(
+        self, sampling: SamplingParameters, speculation: "Speculation | None", *, logprobs: bool
+    ) -> None:
+        if speculation is not None:
+            raise InvalidRequest(
+                "'decoding.speculation' can't be combined with the search 'beam', which draws no tokens",
+                "decoding.speculation",
+            )
+        if logprobs and self.pipeline(sampling) is not None:
+            raise InvalidRequest(
+                "'logprobs' are the model's own, which the search 'beam' only reads with \"scores\": \"raw\", or at "
+                "temperature 1 without samplers and penalties",
+                "logprobs",
+            )
+        demands = [one.name for one in sampling.transforms if one.slot is None]
+        if self.scores == "raw" and demands:
+            raise InvalidRequest(
+                f"the model's own scores know nothing of {', '.join(demands)}; use 'processed'",
+                "decoding.search.scores",
+            )
+
+    def pipeline(self, sampling: SamplingParameters) -> SamplingParameters | None:
+        """What stands between the model and the scores; None for nothing."""
+        temperature = sampling.temperature or 1.0
+        if self.scores == "raw" or (temperature == 1.0 and not sampling.transforms):
+            return None
+        return replace(sampling, temperature=temperature)
+
+    async def run(self, context: SearchContext) -> Sequence[Node]:
+        beams = _Beams(self, context)
+        try:
+            while not beams.pool.done:
+                await beams.step()
+            context.tell(stopped_by="done")
+        except BudgetExhausted:
+            context.tell(stopped_by="budget")
+        return beams.answers(context.n)
 
 
 @dataclass(slots=True)
-class BeamPool:
-    """The state of a beam search. `live` beams are ordered best first; the search starts from one empty beam.
+class _Beams:
+    """One search's state beside the pool: log-probabilities by hypothesis, texts of the live ones, and what is sent."""
 
-    max_tokens: beams of that length are final. end_tokens: ids that finish a hypothesis.
-    """
-
-    width: int
-    max_tokens: int
-    end_tokens: Collection[int]
-    length_penalty: float = 1.0
-    early_stopping: EarlyStopping = "never"
-    live: list[Hypothesis] = field(default_factory=lambda: [Hypothesis((), 0.0)], init=False)
-    finished: list[Hypothesis] = field(default_factory=list, init=False)
+    search: Beam
+    context: SearchContext
+    pool: BeamPool = field(init=False)
+    entries: dict[tuple[int, ...], tuple[TokenLogprob, ...]] = field(init=False)
+    texts: list[AnswerText] = field(init=False)
+    trunk: Node = field(init=False)
+    sampling: SamplingParameters | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.max_tokens < 1:
-            raise ValueError("width and max_tokens must be at least 1")
+        context, search = self.context, self.search
+        self.pool = BeamPool(
+            search.width,
+            context.room(context.root),
+            context.root.answer.stop_ids,
+            search.length_penalty,
+            search.early_stopping,
+        )
+        self.entries, self.texts, self.trunk = {(): ()}, [context.root.answer], context.root
+        self.sampling = search.pipeline(context.generation.sampling)
 
-    @property
-    def done(self) -> bool:
-        """Whether no further step can matter, by the stopping rule."""
-        if not self.live or len(self.live[0].tokens) >= self.max_tokens:
-            return True
-        if len(self.finished) < self.width:
-            return False
-        if self.early_stopping == "first":
-            return True
-        return round(self.best_attainable(), LOGPROB_DIGITS) <= round(self._worst_finished(), LOGPROB_DIGITS)
+    async def step(self) -> None:
+        """One token more for every live hypothesis. Raises BudgetExhausted."""
+        context, pool, root = self.context, self.pool, self.context.root
+        vocabulary = context.runtime.info.vocab_size
+        top = min(offers_needed(pool.width, len(pool.end_tokens)), vocabulary)
+        live, texts = pool.live, self.texts
+        read = await context.next_logprobs([(root, hypothesis.tokens) for hypothesis in live], top, self.sampling)
+        context.trace.called("reads", len(live))
+        too_early = len(live[0].tokens) + 1 <= context.generation.stopping.min_tokens
+        offers = [
+            [(token, p) for token, p in entry.top[:top] if not (too_early and token in pool.end_tokens)]
+            for entry in read
+        ]
+        grown: dict[tuple[int, int], AnswerText] = {}
 
-    def best_attainable(self) -> float:
-        """The score that the best live beam may still reach: its log-probability can only fall, and with a positive
-        penalty (unless "heuristic") the longest length flatters it most."""
-        best = self.live[0]
-        length = len(best.tokens) + 1
-        if self.early_stopping == "heuristic":
-            length = max(len(best.tokens), 1)
-        elif self.length_penalty > 0:
-            length = self.max_tokens
-        return best.logprob / math.pow(length, self.length_penalty)
+        def ends(beam: int, token: int) -> bool:
+            text = grown[beam, token] = texts[beam].fork()
+            text.push(token, None)
+            return text.ended
 
-    def advance(self, offers: Sequence[Sequence[tuple[int, float]]]) -> list[Extension]:
-        """Takes one step and returns the new live beams' origins, best first.
+        origins = pool.advance(offers, ends)
+        before, wanted = self.entries, context.generation.logprobs or 0
+        self.texts = [grown[origin.parent, origin.token] for origin in origins]
+        self.entries = {}
+        number = {hypothesis.tokens: beam for beam, hypothesis in enumerate(live)}
+        for hypothesis in (*pool.live, *pool.finished):
+            tokens = hypothesis.tokens
+            if tokens in before:
+                self.entries[tokens] = before[tokens]
+                continue
+            offered = read[number[tokens[:-1]]].top
+            entry = TokenLogprob(tokens[-1], dict(offered)[tokens[-1]], offered[:wanted])
+            self.entries[tokens] = (*before[tokens[:-1]], entry)
+        self._commit()
 
-        offers: per live beam, (token, log-probability) of its most likely tokens, most likely first; see
-        `offers_needed`. -inf is no offer. Raises ValueError for a wrong number of rows or a log-probability that is not
-        a number.
-        """
-        if len(offers) != len(self.live):
-            raise ValueError(f"{len(self.live)} beams are live, not {len(offers)}")
-        candidates: list[tuple[float, int, int, int, float]] = []
-        for beam, row in enumerate(offers):
-            for rank, (token, logprob) in enumerate(row):
-                if math.isnan(logprob):
-                    raise ValueError("a log-probability is not a number")
-                total = self.live[beam].logprob + logprob
-                if total > -math.inf:
-                    candidates.append((-round(total, LOGPROB_DIGITS), beam, rank, token, total))
-        origins: list[Extension] = []
-        survivors: list[Hypothesis] = []
-        for place, (_, beam, _, token, total) in enumerate(sorted(candidates)):
-            tokens = (*self.live[beam].tokens, token)
-            if token in self.end_tokens:
-                if place < self.width:
-                    self._finish(Hypothesis(tokens, total, finished=True))
-            elif len(survivors) < self.width:
-                survivors.append(Hypothesis(tokens, total))
-                origins.append(Extension(beam, token))
-        self.live = survivors
-        return origins
+    def answers(self, n: int) -> list[Node]:
+        """The n best hypotheses as nodes."""
+        nodes = []
+        for hypothesis in self.pool.best(n):
+            node = self._node(hypothesis, len(hypothesis.tokens))
+            self.context.note(node, score=round(hypothesis.score(self.search.length_penalty), 6))
+            nodes.append(node)
+        return nodes
 
-    def best(self, count: int) -> list[Hypothesis]:
-        """The `count` best hypotheses: finished ones, and live ones where too few finished or the length is spent."""
-        pool = list(self.finished)
-        if len(pool) < max(count, self.width) or (self.live and len(self.live[0].tokens) >= self.max_tokens):
-            pool += [hypothesis for hypothesis in self.live if hypothesis.tokens]
-        return sorted(pool, key=lambda h: -round(h.score(self.length_penalty), LOGPROB_DIGITS))[:count]
+    def _commit(self) -> None:
+        """Sends what every hypothesis that may still win begins with."""
+        rivals = [*self.pool.live, *self.pool.finished]
+        length = committed_length([hypothesis.tokens for hypothesis in rivals])
+        if length >= len(self.trunk.tokens) + COMMIT_BLOCK:
+            self.trunk = self._node(rivals[0], length)
+            self.context.commit([self.trunk])
 
-    def _finish(self, hypothesis: Hypothesis) -> None:
-        """Keeps the `width` best finished ones; the earlier among equals."""
-        self.finished.append(hypothesis)
-        self.finished.sort(key=lambda h: -round(h.score(self.length_penalty), LOGPROB_DIGITS))
-        del self.finished[self.width :]
-
-    def _worst_finished(self) -> float:
-        return self.finished[-1].score(self.length_penalty)
+    def _node(self, hypothesis: Hypothesis, length: int) -> Node:
+        """A node behind the trunk with the hypothesis's tokens up to a length."""
+        start = len(self.trunk.tokens)
+        entries = self.entries[hypothesis.tokens] if hypothesis.tokens else ()
+        return self.context.append(self.trunk, hypothesis.tokens[start:length], entries[start:length])

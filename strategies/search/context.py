@@ -15,6 +15,7 @@ from strategies.runtime import (
     GenerationStream,
     LogprobsMode,
     Runtime,
+    SamplingParameters,
     StopConditions,
     TokenLogprob,
 )
@@ -107,7 +108,7 @@ class SearchContext:
         *,
         step_ends: Sequence[str] = (),
         max_tokens: int | None = None,
-        temperature: float | None = None,
+        temperature: float | Sequence[float | None] | None = None,
         first: int = 0,
         stage: int = 0,
         logprobs: int | None = None,
@@ -116,9 +117,10 @@ class SearchContext:
         """Samples `n` continuations of each node (or its own number of each): per node, its new children in order.
 
         step_ends: strings that end a step (`NEWLINE`); none: to the end of the answer. max_tokens: of one
-        continuation. temperature: instead of the request's own. first: index of the first child, for a node that has
-        some. stage: separates the noise of different uses of one node (0 to 2^31 - 1). logprobs, logprobs_mode: as in
-        `Generation`. Where the budget runs out meanwhile, children end with "budget", maybe without a token.
+        continuation. temperature: instead of the request's own, for all or for each child of a node. first: index of
+        the first child, for a node that has some. stage: separates the noise of different uses of one node (0 to
+        2^31 - 1). logprobs, logprobs_mode: as in `Generation`. Where the budget runs out meanwhile, children end with
+        "budget", maybe without a token.
         Raises BudgetExhausted if it had run out before, ValueError for a finished node.
         """
         counts = [n] * len(nodes) if isinstance(n, int) else list(n)
@@ -126,11 +128,12 @@ class SearchContext:
         for node, count in zip(nodes, counts, strict=True):
             if node.finished:
                 raise ValueError(f"node {node.number} is finished")
-            for child in range(first, first + count):
+            heats = list(temperature) if isinstance(temperature, Sequence) else [temperature] * count
+            for child, heat in zip(range(first, first + count), heats, strict=True):
                 lineage = (*node.lineage, child + (stage << 32))
                 generations.append(
                     self._continuation(
-                        node, lineage, step_ends, max_tokens, temperature, logprobs=logprobs, mode=logprobs_mode
+                        node, lineage, step_ends, max_tokens, heat, logprobs=logprobs, mode=logprobs_mode
                     )
                 )
                 owners.append((node, lineage))
@@ -189,15 +192,26 @@ class SearchContext:
             [replace(self._reading(()), prompt=encode(text) or [0], pooling="mean") for text in texts]
         )
 
-    async def next_logprobs(self, continuations: Sequence[tuple[Node, Sequence[int]]], top: int) -> list[TokenLogprob]:
-        """The `top` most likely next tokens behind each node and further tokens, raw log-probabilities."""
+    async def next_logprobs(
+        self,
+        continuations: Sequence[tuple[Node, Sequence[int]]],
+        top: int,
+        sampling: SamplingParameters | None = None,
+    ) -> list[TokenLogprob]:
+        """The `top` most likely next tokens behind each node and further tokens: raw log-probabilities, or with
+        `sampling` those behind that pipeline, and the request's minimum length."""
+        base = self.generation.stopping
         stopping = StopConditions(max_tokens=1, ignore_eos=True)
+        if sampling is not None:
+            stopping = replace(base, max_tokens=1, stop=(), step_ends=())
+        plain = replace(self.generation.sampling, temperature=0.0, transforms=(), order=())
         readings = [
             replace(
                 self._reading((*node.tokens, *tokens)),
                 stopping=stopping,
-                sampling=replace(self.generation.sampling, temperature=0.0, transforms=(), order=()),
+                sampling=plain if sampling is None else sampling,
                 logprobs=top,
+                logprobs_mode="raw" if sampling is None else "processed",
             )
             for node, tokens in continuations
         ]
@@ -239,6 +253,10 @@ class SearchContext:
         """Adds to what the trace says of a node."""
         node.notes.update(notes)
         self.trace.noted(node, notes)
+
+    def tell(self, **facts: object) -> None:
+        """Adds to what the trace's summary says of the search: why it stopped, what it could not do."""
+        self.trace.facts.update(facts)
 
     def cancel(self) -> None:
         """Frees all that is being generated."""

@@ -20,7 +20,7 @@ StopReason = Literal["threshold", "iterations", "max_finished", "no_candidate"]
 
 VALUE_DIGITS = 6
 """Values are compared after rounding, since their last bits depend on the batch they were computed in."""
-MAX_STEP_CHARACTERS = 1024
+LEAST_VALUE = 1e-6
 RELEASED_MARGIN = 0.01
 """The released threshold is no lower than the greedy solution's value less this."""
 
@@ -31,8 +31,9 @@ class LiteSearchOptions:
 
     cap: B, most children of a node. epsilon: expected accuracy, of the budget. theta: the value that ends the search;
     None where values are no probabilities. progress_weight: lambda ("paper" only). min_value: a best node below it ends
-    the search ("released" only, as max_finished). value_range: values are clipped to it. greedy_value_cap: most that
-    the greedy solution's value counts in calibration (a confident wrong one starves the search).
+    the search ("released" only, as max_finished). value_range: values are clipped to it where a budget is made of them
+    (ranking keeps their order). greedy_value_cap: most that the greedy solution's value counts in calibration (a
+    confident wrong one starves the search).
     static_budget, depth_penalty, calibrate: the paper's ablations (B for every node; no 1/d; v' = v).
     """
 
@@ -132,11 +133,6 @@ def stop_reason(
     return "no_candidate" if select(nodes, options, greedy_steps) is None else None
 
 
-def bad_step(text: str, parent_text: str) -> bool:
-    """Whether a step is worth nothing: blank, its parent's over again, or longer than 1,024 characters (released)."""
-    return not text.strip() or text == parent_text or len(text) > MAX_STEP_CHARACTERS
-
-
 def affordable(children: int, tokens_left: int | None, mean_step_tokens: float) -> int:
     """How many of a batch's children the token budget still pays for: at least 1. None is no limit."""
     if tokens_left is None or mean_step_tokens <= 0:
@@ -159,7 +155,7 @@ class LiteSearchTree:
     nodes: list[LiteSearchNode] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        value = self._clip(self.root_value)
+        value = clipped(self.root_value)
         # First values are the least reliable, and this one bounds the whole tree: two children at least, if B allows.
         budget = max(self._budget(value, 0), min(2, self.options.cap))
         self.nodes.append(LiteSearchNode(0, None, 0, value, budget))
@@ -203,7 +199,7 @@ class LiteSearchTree:
         bad: see `bad_step`; its value becomes 0, after its budget is set, so it keeps one but is never on top.
         """
         self.spend(parent)
-        value = self._clip(value)
+        value = clipped(value)
         steps = parent.steps + 1
         budget = 0 if terminal else self._budget(value, steps)
         child = LiteSearchNode(len(self.nodes), parent, steps, 0.0 if bad else value, budget, terminal)
@@ -216,22 +212,16 @@ class LiteSearchTree:
             raise ValueError("the node has no budget left")
         parent.spent += 1
 
-    def _clip(self, value: float) -> float:
-        low, high = self.options.value_range
-        if math.isnan(value):
-            raise ValueError("a value is not a number")
-        return min(max(value, low), high)
-
     def _budget(self, value: float, steps: int) -> int:
         options = self.options
         if options.static_budget:
             return options.cap
         greedy = self.greedy_value if options.calibrate else None
         if greedy is not None:
-            greedy = min(self._clip(greedy), options.greedy_value_cap)
+            greedy = min(clipped(greedy, options.value_range), options.greedy_value_cap)
         return child_budget(
             options.rule,
-            value,
+            clipped(value, options.value_range),
             steps + 1,
             options.epsilon,
             options.cap,
@@ -240,7 +230,14 @@ class LiteSearchTree:
         )
 
 
+def clipped(value: float, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The value within the bounds. Raises ValueError for one that is not a number."""
+    if math.isnan(value):
+        raise ValueError("a value is not a number")
+    return min(max(value, bounds[0]), bounds[1])
+
+
 def uncalibrated(options: LiteSearchOptions) -> LiteSearchOptions:
-    """The options for values that are no probabilities: no stop at theta, values clipped to 0.05..0.95. Vote in the
-    end (`litesearch_answer`)."""
-    return replace(options, theta=None, value_range=(0.05, 0.95), epsilon=0.9)
+    """The options for values that are no probabilities: no stop at theta, budgets from values clipped to 0.05..0.95,
+    and only what is worth nothing at all is hopeless. Vote in the end (`litesearch_answer`)."""
+    return replace(options, theta=None, value_range=(0.05, 0.95), min_value=LEAST_VALUE)

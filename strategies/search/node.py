@@ -8,7 +8,8 @@ from strategies.runtime import TokenLogprob
 
 End = Literal["root", "step", "stop", "length", "budget"]
 """Why a node's own tokens end: nothing was generated; at the end of a step; at the end of the answer (end of sequence,
-a client's stop); at the most tokens this extension, or the whole answer, may have; where the budget ran out."""
+a client's stop, a step that a search takes for the last); at the most tokens this extension, or the whole answer, may
+have; where the budget ran out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +19,8 @@ class Node:
     number: order of creation, 0 is the root. tokens: of the whole answer so far; step: those that this node added.
     logprobs: raw ones of `step` (at a client's stop string, without those that lie wholly in it). lineage: path of
     child indices from the root, which keys the noise. depth: number of nodes above. finished: there is nothing to add;
-    a search sets it for a step that it takes for the last. notes: what a search wants its trace to say (value, visits).
+    a search sets it, and the end "stop", for a step that it takes for the last. notes: what a search wants its trace to
+    say (value, visits).
     """
 
     number: int

@@ -107,7 +107,7 @@ class SearchRun:
                 nodes = []
             nodes = nodes or [self.context.fallback()]
             if self.search.trace != "none":
-                self._tell([{"event": "summary", **self.trace.summary()}])
+                self._tell([{"event": "summary", **self.trace.summary(), **self.trace.facts}])
             # n choices were asked for: those beyond the answers found stay empty, as if cut off before the first token.
             nodes += [self.context.root] * (len(self.streams) - len(nodes))
             for choice, stream in enumerate(self.streams):

@@ -24,8 +24,10 @@ from strategies.registry import register
 from strategies.search.node import Node
 
 if TYPE_CHECKING:
+    from strategies.runtime import SamplingParameters
     from strategies.scoring.value import ValueFunction
     from strategies.search.context import SearchContext
+    from strategies.speculative.speculation import Speculation
 
 TraceLevel = Literal["none", "summary", "full"]
 
@@ -34,13 +36,15 @@ class Search(BaseModel):
     """Base of all searches.
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
-    (structured output, tools, adaptive samplers) works as it does without a search.
+    (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
+    the other, so drafts can foresee them.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     name: ClassVar[str]
     whole_answers: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     trace: Annotated[
         TraceLevel, Field(description="How much of the search the reply tells: nothing, its counts, the whole tree.")
@@ -58,6 +62,13 @@ class Search(BaseModel):
 
     def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
         """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
+        return
+
+    def check_sampling(
+        self, sampling: "SamplingParameters", speculation: "Speculation | None", *, logprobs: bool
+    ) -> None:
+        """Raises InvalidRequest for a pipeline or a speculation that this search can't follow, or for log-probabilities
+        that it can't give."""
         return
 
     @abstractmethod

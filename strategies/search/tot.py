@@ -2,7 +2,7 @@
 
 A node's children are sampled one at a time, at most `max_children`; the first that is worth at least `threshold` is
 gone into at once. A node that has had all its children gives way to its parent. The first finished solution that is
-not pruned ends the search.
+not pruned ends the search (or, where several are wanted, the last of so many).
 """
 
 import math
@@ -29,14 +29,16 @@ class DepthFirstTree:
     """The search's state: `current` is the node to give a child next, None once the search has ended.
 
     max_depth: deeper than that is not gone into; None is no limit. max_nodes: cap on the nodes sampled.
+    solutions_wanted: so many solutions end the search.
     """
 
     threshold: float = 0.5
     max_children: int = 5
     max_depth: int | None = None
     max_nodes: int | None = None
+    solutions_wanted: int = 1
     nodes: list[DepthFirstNode] = field(default_factory=lambda: [DepthFirstNode(0, None, 0, 1.0)], init=False)
-    solution: DepthFirstNode | None = field(default=None, init=False)
+    solutions: list[DepthFirstNode] = field(default_factory=list, init=False)
     current: DepthFirstNode | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -56,8 +58,10 @@ class DepthFirstTree:
         self.nodes.append(child)
         parent.spent += 1
         if terminal and not pruned:
-            self.solution, self.current = child, None
-            return child
+            self.solutions.append(child)
+            if len(self.solutions) >= self.solutions_wanted:
+                self.current = None
+                return child
         deeper = not terminal and not pruned and (self.max_depth is None or child.depth < self.max_depth)
         self.current = self._open(child if deeper else parent)
         if self.max_nodes is not None and len(self.nodes) - 1 >= self.max_nodes:
@@ -65,10 +69,11 @@ class DepthFirstTree:
         return child
 
     def best(self) -> DepthFirstNode | None:
-        """The solution; else the pruned finished node of highest value, else the deepest node that was not pruned (the
-        higher value, then the earlier, among equals): what a search out of budget answers with. None: only the root."""
-        if self.solution is not None:
-            return self.solution
+        """The first solution; else the pruned finished node of highest value; else the deepest node that was not pruned
+        (of higher value, then the earlier, among equals). None: only the root. What a search out of budget answers
+        with."""
+        if self.solutions:
+            return self.solutions[0]
         sampled = self.nodes[1:]
         finished = [node for node in sampled if node.terminal]
         if finished:

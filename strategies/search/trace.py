@@ -18,6 +18,7 @@ class Trace:
         self.level = level
         self.listener = listener
         self.calls: Counter[str] = Counter()
+        self.facts: Record = {}
         self._nodes: list[Node] = []
 
     def called(self, what: str, count: int) -> None:
@@ -51,7 +52,7 @@ class Trace:
         """What the reply says: nothing, the summary, or the summary and every node."""
         if self.level == "none":
             return None
-        report = self.summary()
+        report = {**self.summary(), **self.facts}
         if self.level == "full":
             report["tree"] = [described(node) for node in self._nodes]
         return report

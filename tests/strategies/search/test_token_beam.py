@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.search.beam import BeamPool, EarlyStopping, Hypothesis, offers_needed
+from strategies.search.beam_pool import BeamPool, EarlyStopping, Hypothesis, offers_needed
 
 SEARCHED = settings(max_examples=40, deadline=None, derandomize=True)
 END = 0

@@ -15,7 +15,7 @@ from strategies.search.predictive import (
     predictive_value,
     recycled,
 )
-from strategies.search.step_beam import StepBeam, keep_best
+from strategies.search.step_beam_places import StepBeamPlaces, keep_best
 from strategies.search.tot import DepthFirstTree
 from strategies.search.uct import MctsTree, SelectionRule, puct, uct
 
@@ -96,7 +96,7 @@ def test_depth_first_prunes_goes_deeper_and_comes_back() -> None:
     tree.add(0.1, terminal=False)
     tree.add(0.49, terminal=True)  # finished, but pruned
     assert tree.current is None  # both children of b and of the root are spent
-    assert tree.solution is None
+    assert tree.solutions == []
     best = tree.best()
     assert best is not None
     assert (best.terminal, best.value) == (True, 0.49)
@@ -117,7 +117,8 @@ def test_depth_first_ends_at_the_first_solution_or_within_its_bounds(seed: int, 
         assert child.depth <= depth
     assert len(tree.nodes) <= 61
     good = [node for node in tree.nodes if node.terminal and not node.pruned]
-    assert good == ([] if tree.solution is None else [tree.solution])
+    assert good == tree.solutions
+    assert len(good) <= 1
     assert tree.best() is not None
 
 
@@ -131,7 +132,7 @@ def test_a_search_cut_early_answers_with_the_deepest_open_node() -> None:
 
 
 def test_step_beam_keeps_the_best_and_finished_solutions_keep_their_place() -> None:
-    beam = StepBeam(beams=6, samples=2)
+    beam = StepBeamPlaces(beams=6, samples=2)
     assert beam.width == 3
     live, ended = beam.keep([0.1, 0.9, 0.5, 0.5, 0.7, 0.2], [False, True, False, False, False, False], [0] * 6)
     assert (live, ended) == ([4, 2], [1])
@@ -142,15 +143,15 @@ def test_step_beam_keeps_the_best_and_finished_solutions_keep_their_place() -> N
 
 def test_independent_groups_do_not_compete() -> None:
     values, groups = [0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1]
-    assert StepBeam(4, 2).keep(values, [False] * 4, groups)[0] == [0, 1]
-    assert StepBeam(4, 2, independent=True).keep(values, [False] * 4, groups)[0] == [0, 2]
+    assert StepBeamPlaces(4, 2).keep(values, [False] * 4, groups)[0] == [0, 1]
+    assert StepBeamPlaces(4, 2, independent=True).keep(values, [False] * 4, groups)[0] == [0, 2]
 
 
 def test_step_beam_refuses_what_does_not_divide() -> None:
     with pytest.raises(ValueError, match="multiple"):
-        StepBeam(5, 2)
+        StepBeamPlaces(5, 2)
     with pytest.raises(ValueError, match="equally long"):
-        StepBeam(4, 2).keep([0.1], [False, True], [0])
+        StepBeamPlaces(4, 2).keep([0.1], [False, True], [0])
 
 
 def test_keep_best() -> None:
