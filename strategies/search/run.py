@@ -137,7 +137,7 @@ class SearchRun:
         stream.put(delta)
 
     def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:
-        if node.finished and (node.end != "length" or self.context.room(node) > 0):
+        if node.end == "stop" or (node.finished and self.context.room(node) > 0):
             return "stop", node.answer.stop_reason
         unit = self.generation.meter.exhausted
         return "length", f"budget:{unit}" if unit is not None and not node.finished else None
