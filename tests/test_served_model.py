@@ -122,6 +122,39 @@ def test_a_budget_ends_the_answer_and_is_never_exceeded(client: openai.OpenAI) -
     assert answer.usage.completion_tokens == 6
 
 
+PENS = "Mia has 3 boxes of 17 pens and gives away 9 pens. How many pens are left? Write one step per line."
+
+
+@pytest.mark.parametrize("search", ["phi", "predictive"])
+def test_searches_by_steps_answer_within_a_budget_and_repeat_with_a_seed(client: openai.OpenAI, search: str) -> None:
+    parameters = {"phi": {"beams": 2, "rollouts": 2, "t_min": 2, "t_max": 3}, "predictive": {"rollouts": 3, "t_max": 3}}
+    decoding = {
+        "search": {"type": search, "trace": "full", **parameters[search]},
+        "budget": {"output_tokens": 1200},  # a plan that doesn't depend on what is cached
+    }
+    first, second = (
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": PENS}],
+            max_tokens=96,
+            seed=5,
+            extra_body={"decoding": decoding},
+        )
+        for _ in range(2)
+    )
+    text = first.choices[0].message.content
+    assert text
+    assert first.usage is not None
+    assert first.usage.model_extra is not None
+    spent = first.usage.model_extra["decoding"]
+    assert first.usage.completion_tokens < spent["output_tokens"] <= 1200
+    assert spent["search"]["steps"] >= 1
+    assert second.choices[0].message.content == text
+    assert first.model_extra is not None
+    (trace,) = first.model_extra["trace"]
+    assert any(node["text"] and text.startswith(node["text"]) and node.get("chosen") for node in trace["tree"])
+
+
 WORDS = ("river", "stone", "paper", "engine", "orchard", "window", "signal", "harbour", "winter", "lantern", "bridge")
 
 

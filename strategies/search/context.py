@@ -78,6 +78,13 @@ class SearchContext:
         return self.generation.meter.exhausted is not None
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a budget at all."""
+        budget = self.generation.meter.budget
+        limits = (budget.forward_tokens, budget.output_tokens, budget.flops, budget.seconds)
+        return any(limit is not None for limit in limits)
+
+    @property
     def tokens_left(self) -> int | None:
         """How many more tokens the budget pays for, prefill and scoring included; None without such a limit."""
         meter = self.generation.meter

@@ -1,53 +1,57 @@
-"""What a round of phi-decoding may spend: caps on its texts, and how it shrinks when the budget runs low.
+"""What a round of phi-decoding may spend, and how it shrinks when the budget runs low.
 
-Before a round its worst case must fit beside what finishing takes. If it does not, first foresight gets shorter, then
-there are fewer rollouts, then deliberation ends; at the end fewer beams are completed, or just the best.
+Before every call its worst case must fit beside what finishing takes. If it does not, first foresight gets shorter,
+then steps, then there are fewer rollouts, then deliberation ends; at the end only the best beam is completed. The
+engine holds the limit itself; this only sees to it that it is not met in the middle of something useful.
 """
 
 from dataclasses import dataclass, replace
 
 MIN_FORESIGHT = 64
 """Foresight shorter than this says nothing about the answer; rather take fewer rollouts."""
+MIN_STEP = 64
+"""A line is seldom longer. A cap that does not bind costs nothing, so it gives way before rollouts do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """rollouts: N per beam. step_cap, foresight_cap, final_cap: most tokens of one text of each stage."""
+    """rollouts: N per beam. step_cap, foresight_cap: most tokens of one text of each stage."""
 
     rollouts: int
     step_cap: int = 1024
     foresight_cap: int = 1024
-    final_cap: int = 3000
 
-    def worst(self, beams: int) -> int:
-        """Tokens of the rollouts and the foresight, if nothing is pruned and every text runs to its cap."""
-        return beams * self.rollouts * (self.step_cap + self.foresight_cap)
+    def worst(self, beams: int, room: int) -> int:
+        """Tokens of rollouts and foresight if nothing is pruned and every text runs to its cap.
 
-
-def within_answer(planned: Round, answer_left: int) -> Round:
-    """The round's caps where the answer itself may only grow by `answer_left` tokens (max_tokens less the accepted)."""
-    step = min(planned.step_cap, answer_left)
-    return replace(
-        planned,
-        step_cap=step,
-        foresight_cap=min(planned.foresight_cap, answer_left - step) if step < answer_left else 0,
-        final_cap=min(planned.final_cap, answer_left),
-    )
+        room: what the answer may still grow by, which a step and its foresight share.
+        """
+        return beams * self.rollouts * min(self.step_cap + self.foresight_cap, room)
 
 
-def affordable_round(planned: Round, beams: int, tokens_left: int | None, reserve: int) -> Round | None:
+def affordable_round(planned: Round, beams: int, room: int, tokens_left: int | None, reserve: int) -> Round | None:
     """The largest round, in the order above, whose worst case leaves `reserve` tokens; None: stop deliberating.
 
-    tokens_left: None is no limit. reserve: what completing the beams takes, 0 if foresight is used for it.
+    tokens_left: None is no limit. reserve: what finishing takes.
     """
-    if tokens_left is None:
+    if tokens_left is None or planned.worst(beams, room) <= tokens_left - reserve:
         return planned
-    spare = tokens_left - reserve
+    least_step, least_foresight = min(planned.step_cap, MIN_STEP), min(planned.foresight_cap, MIN_FORESIGHT)
     for rollouts in range(planned.rollouts, 0, -1):
-        foresight = spare // (beams * rollouts) - planned.step_cap
-        if foresight >= min(planned.foresight_cap, MIN_FORESIGHT):
-            return replace(planned, rollouts=rollouts, foresight_cap=min(planned.foresight_cap, foresight))
+        each = (tokens_left - reserve) // (beams * rollouts)
+        if each >= room:
+            return replace(planned, rollouts=rollouts)
+        if each >= least_step + least_foresight:
+            step = min(planned.step_cap, each - least_foresight)
+            return Round(rollouts, step, min(planned.foresight_cap, each - step))
     return None
+
+
+def affordable_foresight(paths: int, cap: int, tokens_left: int | None, reserve: int) -> int:
+    """The cap of `paths` continuations, now that it is known what their steps took; 0: there is nothing left."""
+    if tokens_left is None or paths == 0:
+        return cap
+    return max(0, min(cap, (tokens_left - reserve) // paths))
 
 
 def affordable_completions(beams: int, final_cap: int, tokens_left: int | None) -> tuple[int, int]:

@@ -144,11 +144,12 @@ class SearchRun:
 
     def _committed(self, node: Node, length: int) -> None:
         """Sends what the search has committed itself to by now."""
-        stream = self.streams[0]
+        if node.finished and length == len(node.tokens):
+            length -= 1  # the end goes out together with the reason for it
         delta = self._pushed(self._sent, node, len(self._sent_tokens), length)
         self._sent_tokens = list(node.tokens[:length])
-        if not self._sent.ended and (delta.text or delta.logprobs or delta.tokens):
-            stream.put(delta)
+        if delta.text or delta.logprobs or delta.tokens:
+            self.streams[0].put(delta)
 
     def _pushed(self, sent: AnswerText, node: Node, start: int, end: int) -> Delta:
         wants = self.generation.logprobs is not None
