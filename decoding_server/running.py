@@ -16,10 +16,11 @@ from strategies.search.run import SearchRun
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token ids for the model, and the text that `echo` repeats."""
+    """token ids for the model, and the text that `echo` repeats. question: of a conversation, its last user turn."""
 
     tokens: list[int]
     text: str
+    question: str | None = None
 
 
 @dataclass(slots=True)

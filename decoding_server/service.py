@@ -173,9 +173,16 @@ class Service:
         runs: list[SearchRun] = []
         try:
             for generation, prompt in zip(generations, prompts, strict=True):
-                text = prompt.text
                 runs.append(
-                    SearchRun(search, self.runtime, generation, n=choices, scorers=self.scorers, prompt_text=text)
+                    SearchRun(
+                        search,
+                        self.runtime,
+                        generation,
+                        n=choices,
+                        scorers=self.scorers,
+                        prompt_text=prompt.text,
+                        question=prompt.question,
+                    )
                 )
         except Exception:
             for run in runs:
