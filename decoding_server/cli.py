@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 a failure such as a model that can't be loaded, 2 a wrong flag or configuration, 3 a training
-    that is not complete and goes on when it is started again."""
+    """Exit codes: 0 done, 1 a failure such as a model that can't be loaded, 2 a wrong flag or configuration, 3 a
+    training that is not complete and goes on when it is started again."""
     parser = argparse.ArgumentParser(prog="decoding-server", description="OpenAI-compatible inference server.")
     parser.add_argument("--version", action="version", version=f"decoding-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -69,8 +69,8 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def add_train_value(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Sample solutions of questions with known answers, learn from the model's hidden states which become right, and "
-        "write a value head for `serve --value-head`. Started again with the same --output, it goes on."
+        "Sample solutions of questions with known answers, learn from the model's hidden states which become right, "
+        "and write a value head for `serve --value-head`. Started again with the same --output, it goes on."
     )
     parser.add_argument("questions_file", metavar="QUESTIONS", help='JSONL: {"question": ..., "answer": ...} a line')
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the head and of the solutions")

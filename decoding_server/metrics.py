@@ -185,7 +185,12 @@ class StrategyMetrics:
         """Costs count whatever became of the request; latencies and sizes only if it was answered."""
         if record.meter is not None:
             spend, exhausted = record.meter.spend, record.meter.exhausted
-            spent = (spend.flops, spend.target_tokens, spend.output_tokens, record.completion_tokens)
+            spent = (
+                spend.flops + spend.scorer_flops,
+                spend.target_tokens,
+                spend.output_tokens,
+                record.completion_tokens,
+            )
             for counter, amount in zip(self.costs, spent, strict=True):
                 counter.inc(amount)
             if exhausted is not None:

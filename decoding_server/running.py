@@ -169,8 +169,9 @@ class RunningRequest:
             "accepted_by_level": spend.accepted_by_level,
             "rounds": spend.rounds,
             "scorer_calls": spend.scorer_calls,
+            "scorer_tokens": spend.scorer_tokens,
             "forward_passes": spend.forward_passes,
-            "flops": spend.flops,
+            "flops": spend.flops + spend.scorer_flops,
             "seconds": round(self.meter.seconds, 6),
             "budget_exhausted": self.meter.exhausted,
         }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def evaluate(values: Floats, test: Prefixes, rows: Sequence[QuestionRollouts]) -
         "root": test.position == 0,
         **{
             f"steps {int(100 * low)}-{int(100 * high)}%": (test.position > low) & (test.position <= high)
-            for low, high in zip(QUARTERS, QUARTERS[1:], strict=False)
+            for low, high in pairwise(QUARTERS)
         },
         "finished": test.finished,
     }

@@ -157,6 +157,4 @@ class RolloutStore:
 
 
 def _row(content: dict[str, Any]) -> QuestionRollouts:
-    return QuestionRollouts(
-        content["qid"], content["gold"], [Rollout(**rollout) for rollout in content["rollouts"]]
-    )
+    return QuestionRollouts(content["qid"], content["gold"], [Rollout(**rollout) for rollout in content["rollouts"]])

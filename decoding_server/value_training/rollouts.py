@@ -96,9 +96,7 @@ async def solutions(
         key = extract(answer.text).canonical
         finished = answer.end == "stop"
         rollouts.append(
-            Rollout(
-                list(answer.tokens), ends, "stop" if finished else "length", key, finished and key == question.gold
-            )
+            Rollout(list(answer.tokens), ends, "stop" if finished else "length", key, finished and key == question.gold)
         )
     features = np.array(await context.hidden(nodes), np.float32)
     return QuestionRollouts(question.qid, question.gold, rollouts), features
@@ -123,12 +121,17 @@ def search_context(runtime: Runtime, question: Question, settings: RolloutSettin
         rendered = tokenizer.render_chat([*system, {"role": "user", "content": text}])
     else:
         rendered = text if settings.system is None else f"{settings.system}\n\n{text}"
-    defaults = dict(runtime.info.sampling_defaults)
-    defaults.pop("temperature", None)
+    defaults = runtime.info.sampling_defaults
     digest = hashlib.blake2b(f"{settings.seed}:{question.qid}".encode(), digest_size=8).digest()
     generation = Generation(
         prompt=tokenizer.encode(rendered, add_special_tokens=not chat),
-        sampling=sampling(temperature=settings.temperature, top_k=int(defaults.pop("top_k", 0)), **defaults),
+        sampling=sampling(
+            temperature=settings.temperature,
+            top_k=int(defaults.get("top_k", 0)),
+            top_p=defaults.get("top_p", 1.0),
+            min_p=defaults.get("min_p", 0.0),
+            repetition_penalty=defaults.get("repetition_penalty", 1.0),
+        ),
         stopping=StopConditions(max_tokens=settings.max_tokens),
         seed=int.from_bytes(digest, "little") >> 11,
     )

@@ -2,7 +2,7 @@
 
 A calibration file makes the values of any value function probabilities: z is then the logit of its value.
 
-    {"kind": "self-eval", "model": NAME, "method": "platt", "a": A, "b": B, "n": N, "auc": ..., "ece": ..., "brier": ...}
+    {"kind": "self-eval", "model": NAME, "method": "platt", "a": A, "b": B, "n": N, "auc": ..., "ece": ..., ...}
 """
 
 import json

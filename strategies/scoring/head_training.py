@@ -99,7 +99,7 @@ def fit_linear(train: Examples, inverse_penalty: float) -> ValueHead:
         loss = binary_cross_entropy_with_logits((x @ w.T + b)[:, 0], y, weights, reduction="sum")
         loss = inverse_penalty * loss + w.square().sum() / 2
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     tensors = {"mean": mean, "std": std, "w": w.detach().float(), "b": b.detach().float()}
@@ -126,12 +126,12 @@ def fit_mlp(train: Examples, dev: Examples, seed: int) -> ValueHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of the dropout
         for _ in range(EPOCHS):
-            for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+            for rows in torch.split(torch.randperm(len(x), generator=generator), BATCH):
                 inner = dropout(silu(x[rows] @ layers["w1"].T + layers["b1"]), DROPOUT, training=True)
                 scores = (inner @ layers["w2"].T + layers["b2"])[:, 0]
                 total = binary_cross_entropy_with_logits(scores, y[rows], weights[rows], reduction="sum")
                 optimizer.zero_grad()
-                (total / weights[rows].sum()).backward()
+                (total / weights[rows].sum()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             kept = {name: tensor.detach().clone() for name, tensor in layers.items()}
             head = ValueHead("mlp", {"mean": mean, "std": std, **kept})

@@ -4,9 +4,9 @@
     linear   f(x) = w x + b                    w [1, d]
     mlp      f(x) = w2 silu(w1 x + b1) + b2    w1 [m, d], w2 [1, m]
 
-h: the last hidden state after the final norm, at the step's last token, its separator included; float32 [d]. a, b: Platt
-scaling. The step's prefix is in the KV cache, so a value costs the forward pass of one token, which the next step needs
-anyway.
+h: the last hidden state after the final norm, at the step's last token, its separator included; float32 [d]. a, b:
+Platt scaling. The step's prefix is in the KV cache, so a value costs the forward pass of one token, which the next step
+needs anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from strategies.search.node import Node
 
 Arch = Literal["linear", "mlp"]
+UNSCALED = Platt()
 LAYERS: Mapping[Arch, tuple[str, ...]] = {"linear": ("w", "b"), "mlp": ("w1", "b1", "w2", "b2")}
 
 
@@ -36,7 +37,7 @@ class ValueHead:
 
     arch: Arch
     tensors: Mapping[str, Tensor]
-    platt: Platt = Platt()
+    platt: Platt = UNSCALED
 
     @property
     def hidden_size(self) -> int:

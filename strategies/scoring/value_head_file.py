@@ -158,7 +158,7 @@ def _arch(content: Mapping[str, Any], path: Path) -> Any:
 def _tensors(folder: Path, content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """The tensors, their names, shapes and values checked."""
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"the value head's {folder / WEIGHTS} can't be read: {error}") from error
     arch, d = content["arch"], content.get("hidden_size")
