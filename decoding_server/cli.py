@@ -84,14 +84,22 @@ def add_train_value(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", choices=("linear", "mlp"), default="linear", help="of the head (default linear)")
     parser.add_argument("--held-out", type=_share, default=0.1, metavar="SHARE", help="dev, and as many test questions")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of questions, the solutions and the fit")
+    parser.add_argument(
+        "--calibrate",
+        choices=("self-eval", "prm", "http"),
+        help="instead of a head, fit the file that makes these values probabilities (`serve --value-calibration`)",
+    )
     parser.add_argument("--batch", type=_count, default=32, help="solutions sampled at once (default 32)")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no further question after so long")
     for name in ENGINE_FLAGS:
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help="as of `serve`")
 
 
-ENGINE_FLAGS = ("dtype", "device", "threads", "max_model_len", "kv_cache_memory", "chat_template", "config")
-"""Settings of `serve` that say how the model is run."""
+ENGINE_FLAGS = (
+    *("dtype", "device", "threads", "max_model_len", "kv_cache_memory", "chat_template", "config"),
+    *("reward_model", "reward_protocol", "reward_dtype", "verifier_url", "verifier_timeout"),
+)
+"""Settings of `serve` that say how the model is run, and what may be calibrated."""
 
 
 def _count(text: str) -> int:
@@ -116,6 +124,7 @@ def train_value(flags: argparse.Namespace) -> int:
     from decoding_server.value_training.questions import QuestionsError
     from decoding_server.value_training.rollout_store import StoreError
     from decoding_server.value_training.rollouts import QUESTION_MARK, RolloutSettings
+    from decoding_server.values import load_scorers
     from strategies.errors import DecodingError
 
     if QUESTION_MARK not in flags.prompt:
@@ -128,10 +137,21 @@ def train_value(flags: argparse.Namespace) -> int:
     settings = RolloutSettings(
         flags.rollouts, flags.temperature, flags.max_tokens, flags.seed, flags.prompt, flags.system
     )
-    plan = TrainingPlan(settings, flags.questions, flags.held_out, flags.arch, flags.batch, flags.time_limit)
+    plan = TrainingPlan(
+        settings, flags.questions, flags.held_out, flags.arch, flags.batch, flags.time_limit, flags.calibrate
+    )
     try:
         config = load_config(given if flags.model is None else {**given, "model": flags.model}).config
-        return train(Path(flags.questions_file), Path(flags.output), plan, lambda: load_runtime(config))
+        missing = {"prm": config.reward_model, "http": config.verifier_url}.get(flags.calibrate or "", "")
+        if missing is None:
+            raise ConfigError(f"--calibrate {flags.calibrate} needs --reward-model or --verifier-url")
+        return train(
+            Path(flags.questions_file),
+            Path(flags.output),
+            plan,
+            lambda: load_runtime(config),
+            lambda runtime: load_scorers(runtime, config),
+        )
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -84,9 +84,7 @@ class ServerConfig(BaseSettings):
     allow_head_mismatch: bool = Field(
         False, description="serve a value head that was trained on another model, tokenizer or chat template"
     )
-    reward_model: str | None = Field(
-        None, description="process reward model for searches, given as MODEL is (no GGUF file)"
-    )
+    reward_model: str | None = Field(None, description="process reward model for searches, given as MODEL is")
     reward_protocol: Literal["auto", "qwen", "math-shepherd", "rlhflow", "skywork", "openr", "token-classification"] = (
         Field("auto", description="what the reward model reads and where its scores stand; auto: by its architecture")
     )

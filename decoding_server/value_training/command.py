@@ -11,13 +11,16 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from decoding_server.value_training.calibration import all_values, calibrate, write_calibration
 from decoding_server.value_training.dataset import prefixes, split
 from decoding_server.value_training.questions import Question, ordered, read_questions
 from decoding_server.value_training.report import evaluate, faults, selection_line, table
 from decoding_server.value_training.rollout_store import QuestionRollouts, RolloutStore
 from decoding_server.value_training.rollouts import RolloutSettings, collect
+from decoding_server.values import Scorers
 from strategies.runtime import Runtime
 from strategies.scoring.head_training import train_head
+from strategies.scoring.value import ValueFunction
 from strategies.scoring.value_head_file import Origin, save_head
 
 UNFINISHED = 3
@@ -26,7 +29,8 @@ UNFINISHED = 3
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """held_out: share of the questions for dev, and as many for test. questions: how many, None for all."""
+    """held_out: share of the questions for dev, and as many for test. questions: how many, None for all. calibrate: a
+    value function to fit a calibration file for, instead of training a head."""
 
     settings: RolloutSettings
     questions: int | None
@@ -34,15 +38,19 @@ class TrainingPlan:
     arch: Literal["linear", "mlp"]
     batch: int
     time_limit: float | None
+    calibrate: str | None = None
 
 
-def train_value(path: Path, output: Path, plan: TrainingPlan, load: Callable[[], Runtime]) -> int:
-    """Returns an exit code. Raises QuestionsError, StoreError, ModelLoadError, ValueError for what can't be learnt
-    from."""
+def train_value(
+    path: Path, output: Path, plan: TrainingPlan, load: Callable[[], Runtime], scorers: Callable[[Runtime], Scorers]
+) -> int:
+    """Returns an exit code. scorers: loads the value functions, one of which is to be calibrated. Raises
+    QuestionsError, StoreError, ModelLoadError, ValueError for what can't be learnt from."""
     console = Console()
     questions = chosen(read_questions(path), plan.questions, plan.settings.seed)
     runtime = load()
     try:
+        scorer = None if plan.calibrate is None else scorers(runtime)[plan.calibrate]
         origin = Origin.of(runtime.info, runtime.tokenizer)
         settings = asdict(plan.settings) | {"model": runtime.info.name, **origin.as_json()["model"]}
         with RolloutStore(output, settings, runtime.info.hidden_size) as store:
@@ -50,7 +58,11 @@ def train_value(path: Path, output: Path, plan: TrainingPlan, load: Callable[[],
                 console.print(f"{len(store.rows)} questions are done; the same command goes on")
                 return UNFINISHED
             wanted = {question.qid for question in questions}
-            fit([row for row in store.rows if row.qid in wanted], store, plan, origin, output, console)
+            rows = [row for row in store.rows if row.qid in wanted]
+            if scorer is None:
+                fit(rows, store, plan, origin, output, console)
+            else:
+                fit_calibration(runtime, scorer, questions, rows, plan, output, console)
     finally:
         runtime.close()
     return 0
@@ -144,3 +156,31 @@ def fit(
     console.print(f"{trained.setting}; written to {output}")
     if reasons:
         console.print('not accepted, so that the value "auto" skips it: ' + "; ".join(reasons))
+
+
+def fit_calibration(
+    runtime: Runtime,
+    scorer: ValueFunction,
+    questions: list[Question],
+    rows: list[QuestionRollouts],
+    plan: TrainingPlan,
+    output: Path,
+    console: Console,
+) -> None:
+    """Values every prefix, fits, reports and writes. Raises ValueError."""
+    assert plan.calibrate is not None
+    parts = split(rows, plan.held_out, plan.settings.seed)
+    by_id = {question.qid: question for question in questions}
+    valued = [row for row in rows if row.rollouts]
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("questions valued"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(valued))
+        values = asyncio.run(
+            all_values(runtime, scorer, valued, by_id, plan.settings, lambda: progress.update(task, advance=1))
+        )
+    platt, metrics = calibrate(values, parts)
+    console.print(table(metrics))
+    console.print(selection_line(metrics, plan.settings.rollouts))
+    path = output / f"calibration-{plan.calibrate}.json"
+    write_calibration(path, plan.calibrate, runtime.info.name, platt, metrics)
+    console.print(f"sigmoid({platt.a:.3f} logit(v) {platt.b:+.3f}); written to {path}")

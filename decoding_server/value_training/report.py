@@ -82,7 +82,7 @@ def faults(metrics: Mapping[str, Any], uncalibrated: str | None) -> list[str]:
 
 def table(metrics: Mapping[str, Any]) -> Table:
     """The figures, for a terminal."""
-    shown = Table(title="value head on the test questions")
+    shown = Table(title="values on the test questions")
     for name in ("prefixes", "n", "right", "AUC", "Brier", "constant", "ECE"):
         shown.add_column(name, justify="left" if name == "prefixes" else "right")
     for name, one in metrics.items():

@@ -92,7 +92,7 @@ async def solutions(
     nodes = [context.root]
     for answer in answers:
         ends = step_ends(answer.tokens, runtime.tokenizer, NEWLINE)
-        nodes += prefixes(context, answer.tokens, ends)
+        nodes += prefix_nodes(context, answer.tokens, ends)
         key = extract(answer.text).canonical
         finished = answer.end == "stop"
         rollouts.append(
@@ -102,7 +102,7 @@ async def solutions(
     return QuestionRollouts(question.qid, question.gold, rollouts), features
 
 
-def prefixes(context: SearchContext, tokens: Sequence[int], ends: Sequence[int]) -> list[Node]:
+def prefix_nodes(context: SearchContext, tokens: Sequence[int], ends: Sequence[int]) -> list[Node]:
     """The answer as a chain of nodes, one per step."""
     nodes, node = [], context.root
     for start, end in zip([0, *ends], ends, strict=False):

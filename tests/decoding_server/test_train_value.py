@@ -1,6 +1,7 @@
 """`train-value` end to end on the embedded model: cut off, resumed, the same as in one go, and served."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from runtime_server import serve_runtime
 
 from decoding_server.cli import main
 from decoding_server.config import load_config
+from decoding_server.value_training.calibration import calibrate, write_calibration
 from decoding_server.value_training.dataset import prefixes, split
 from decoding_server.value_training.questions import QuestionsError, ordered, read_questions
 from decoding_server.value_training.report import faults, selection
@@ -19,7 +21,7 @@ from models.loading import resolve
 from models.tokenizer import load_tokenizer
 from models.torch_runtime.load import EngineOptions, load_runtime
 from strategies.scoring.answers import extract
-from strategies.scoring.calibration import Platt
+from strategies.scoring.calibration import Platt, read_calibration
 from strategies.scoring.step_ends import step_ends
 from strategies.scoring.value_head import HeadValue
 from strategies.scoring.value_head_file import load_head
@@ -199,6 +201,45 @@ def test_the_served_head_is_that_of_the_files(trained):
         assert served.head.platt == Platt(platt["a"], platt["b"])
     finally:
         runtime.close()
+
+
+def test_a_calibration_of_self_evaluation(trained, questions_file, tmp_path, capsys):
+    """From the solutions that are there; its file is what the server reads."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    before = (copy / "rollouts.jsonl").read_bytes()
+    code = train(questions_file, copy, "--calibrate", "self-eval", "--held-out", "0.3")
+    assert (copy / "rollouts.jsonl").read_bytes() == before
+    written = copy / "calibration-self-eval.json"
+    if code == 1:  # a model of 135M may well value wrong answers above right ones
+        assert "the fitted slope is" in capsys.readouterr().err
+        assert not written.exists()
+    else:
+        kind, model, platt = read_calibration(written)
+        assert (code, kind, model) == (0, "self-eval", "smollm2-135m-instruct")
+        assert platt.a > 0
+    assert train(questions_file, copy, "--calibrate", "http") == 2
+    assert "--verifier-url" in capsys.readouterr().err
+
+
+def test_a_calibration_is_fitted_to_the_values(tmp_path):
+    """Right solutions are valued above wrong ones, too low on the whole; the written scaling mends that."""
+    rng = np.random.default_rng(1)
+    rows, values = [], {}
+    for i in range(400):
+        outcomes = [bool(right) for right in rng.random(4) < 0.5]
+        rows.append(row(f"q{i}", outcomes, steps=1))
+        logits = np.array([0.0, *(2 * np.array(outcomes) - 1 + rng.normal(size=4))])
+        values[f"q{i}"] = (1 / (1 + np.exp(2 - logits))).astype(np.float32)[:, None]
+    platt, metrics = calibrate(values, split(rows, 0.25, 0))
+    # Two normal distributions of variance 1 with means 1 and -1 have a log ratio of 2 z: behind v = sigmoid(z - 2),
+    # that is 2 (logit(v) + 2). Roots, which say nothing, pull the slope down a little.
+    assert 1.3 < platt.a < 2.3
+    assert metrics["finished"]["auc"] > 0.88
+    assert metrics["finished"]["ece"] < 0.12
+    path = tmp_path / "calibration.json"
+    write_calibration(path, "prm", "m", platt, metrics)
+    assert read_calibration(path) == ("prm", "m", platt)
 
 
 @pytest.mark.parametrize(
