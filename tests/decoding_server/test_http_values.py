@@ -14,6 +14,8 @@ from decoding_server.app import create_app
 from decoding_server.config import ConfigError, load_config
 from decoding_server.verifier import VerifierError, checked
 from strategies.errors import ModelLoadError
+from strategies.scoring.calibration import Calibrated, Platt
+from strategies.search.best_of_n import BestOfN
 
 COMPLETIONS = "/v1/completions"
 
@@ -213,3 +215,21 @@ def test_an_unfit_calibration_file_stops_the_start(tmp_path, changes, words):
             create_app(runtime, load_config(flags).config)
     finally:
         runtime.close()
+
+
+def test_auto_takes_the_first_that_may_be_taken():
+    class Value:
+        calibrated = False
+
+        def __init__(self, automatic):
+            self.automatic = automatic
+
+        async def values(self, context, nodes):
+            return [0.5] * len(nodes)
+
+    yes, no = Value(True), Value(False)
+    auto, named = BestOfN(), BestOfN(value="head")
+    assert auto.value_kind({"self-eval": yes, "http": yes, "prm": yes, "head": yes}) == "head"
+    assert auto.value_kind({"self-eval": yes, "http": yes, "prm": yes, "head": no}) == "prm"
+    assert auto.value_kind({"self-eval": yes, "http": yes, "head": Calibrated(no, Platt())}) == "self-eval"
+    assert named.value_kind({"self-eval": yes, "head": no}) == "head"
