@@ -23,6 +23,7 @@ from decoding_server.request_context import in_context
 from decoding_server.response_store import ResponseStore
 from decoding_server.service import Service
 from decoding_server.tracing import Tracing
+from decoding_server.values import Scorers
 from strategies.errors import DecodingError
 from strategies.registry import registered
 from strategies.runtime import Runtime
@@ -37,15 +38,18 @@ BODIES = (
 )
 
 
-def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
-    """An ASGI application that serves `runtime`. The caller owns the runtime and closes it."""
+def create_app(runtime: Runtime, config: ServerConfig, scorers: Scorers | None = None) -> FastAPI:
+    """An ASGI application that serves `runtime`. The caller owns the runtime and closes it.
+
+    scorers: value functions of searches; the configured ones are loaded if None. Raises ModelLoadError.
+    """
     app = FastAPI(
         title="decoding-server",
         version=__version__,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would be an answer without our error body
     )
-    app.state.service = Service(runtime, config)
+    app.state.service = Service(runtime, config, scorers)
     app.state.response_store = ResponseStore(config.response_store_size, config.response_store_memory)
     app.state.observability = observability_of(runtime, config, app.state.service.served_names[0])
     for family in (completions, chat, responses, embeddings, models, tokens, strategies, health):

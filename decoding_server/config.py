@@ -80,6 +80,29 @@ class ServerConfig(BaseSettings):
     early_exit_layers: Annotated[int, Field(ge=1)] | None = Field(
         None, description="lets so many first layers of the model draft for the whole of it"
     )
+    value_head: str | None = Field(None, description="folder of a trained value head for searches; see train-value")
+    allow_head_mismatch: bool = Field(
+        False, description="serve a value head that was trained on another model, tokenizer or chat template"
+    )
+    reward_model: str | None = Field(None, description="process reward model for searches, given as MODEL is")
+    reward_protocol: Literal["auto", "qwen", "math-shepherd", "rlhflow", "skywork", "openr", "token-classification"] = (
+        Field("auto", description="what the reward model reads and where its scores stand; auto: by its architecture")
+    )
+    reward_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="type of the reward model's weights; auto: bfloat16 on a GPU, else float32"
+    )
+    verifier_url: str | None = Field(
+        None, description="address of your own verifier, which values partial answers of searches over HTTP"
+    )
+    verifier_timeout: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="seconds that one call of the verifier may take; a failed call is made once more"
+    )
+    verifier_failure: Literal["error", "neutral"] = Field(
+        "error", description="when the verifier has failed twice: the search fails, or goes on with values of 0.5"
+    )
+    value_calibration: Annotated[list[str], NoDecode] = Field(
+        [], description="file that makes one kind of value a probability (Platt scaling); repeatable"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None, description="makes requests without a seed repeatable, in the order in which they arrive"
     )
@@ -137,12 +160,19 @@ class ServerConfig(BaseSettings):
 
         return check_endpoint(value)
 
+    @field_validator("verifier_url")
+    @classmethod
+    def _verifier(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            raise ValueError("must be an http:// or https:// address")
+        return value
+
     @field_validator("presets", mode="before")
     @classmethod
     def _json(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
 
-    @field_validator("api_key", "served_model_name", "cors_origin", "draft_model", mode="before")
+    @field_validator("api_key", "served_model_name", "cors_origin", "draft_model", "value_calibration", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         """One value, or several: a list, or text with commas (the form for the environment)."""

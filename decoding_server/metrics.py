@@ -193,7 +193,8 @@ class StrategyMetrics:
         """Costs count whatever became of the request; latencies and sizes only if it was answered."""
         if record.meter is not None:
             spend, exhausted = record.meter.spend, record.meter.exhausted
-            costs = (spend.flops, spend.target_tokens, spend.output_tokens, record.completion_tokens)
+            flops = spend.flops + spend.scorer_flops
+            costs = (flops, spend.target_tokens, spend.output_tokens, record.completion_tokens)
             speculation = (spend.rounds, spend.drafted_tokens, spend.accepted_tokens)
             for counter, amount in zip(self.costs, (*costs, *speculation), strict=True):
                 counter.inc(amount)

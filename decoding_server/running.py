@@ -16,10 +16,11 @@ from strategies.search.run import SearchRun
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token ids for the model, and the text that `echo` repeats."""
+    """token ids for the model, and the text that `echo` repeats. question: of a conversation, its last user turn."""
 
     tokens: list[int]
     text: str
+    question: str | None = None
 
 
 @dataclass(slots=True)
@@ -168,8 +169,9 @@ class RunningRequest:
             "accepted_by_level": spend.accepted_by_level,
             "rounds": spend.rounds,
             "scorer_calls": spend.scorer_calls,
+            "scorer_tokens": spend.scorer_tokens,
             "forward_passes": spend.forward_passes,
-            "flops": spend.flops,
+            "flops": spend.flops + spend.scorer_flops,
             "seconds": round(self.meter.seconds, 6),
             "budget_exhausted": self.meter.exhausted,
         }

@@ -19,6 +19,7 @@ from decoding_server.config import ConfigError, LoadedConfig, api_keys
 from decoding_server.gate import Gate
 from decoding_server.request_log import configure_request_log
 from decoding_server.service import sampling_origin
+from decoding_server.values import Scorers, load_scorers
 from decoding_server.wire import protocol_class
 from strategies.errors import ModelLoadError
 from strategies.runtime import Runtime
@@ -113,35 +114,41 @@ class Serving:
             if self.runtime is not None:
                 self.runtime.close()
             if self.app is not None:
+                await self.app.state.service.close()
                 await asyncio.to_thread(self.app.state.observability.close)
         return self.exit_code
 
     async def _load(self) -> None:
         """Loads in a thread of its own, so that /health answers meanwhile, then opens the gate."""
         started = time.monotonic()
-        arrived: asyncio.Future[Runtime] = self.loop.create_future()
+        arrived: asyncio.Future[tuple[Runtime, Scorers]] = self.loop.create_future()
 
-        def deliver(runtime: Runtime | None, error: BaseException | None) -> None:
+        def deliver(loaded: tuple[Runtime, Scorers] | None, error: BaseException | None) -> None:
             if arrived.cancelled():
                 return
             if error is not None:
                 arrived.set_exception(error)
-            elif runtime is not None:
-                arrived.set_result(runtime)
+            elif loaded is not None:
+                arrived.set_result(loaded)
 
         def load() -> None:
             try:
                 runtime = self.load()
+                try:
+                    scorers = load_scorers(runtime, self.config)
+                except BaseException:
+                    runtime.close()
+                    raise
             except BaseException as error:
                 self.loop.call_soon_threadsafe(deliver, None, error)
             else:
-                self.loop.call_soon_threadsafe(deliver, runtime, None)
+                self.loop.call_soon_threadsafe(deliver, (runtime, scorers), None)
 
         # A daemon: a signal must be able to end the process in the middle of a download.
         threading.Thread(target=load, name="load-model", daemon=True).start()
         try:
-            self.runtime = await arrived
-            app = create_app(self.runtime, self.config)
+            self.runtime, scorers = await arrived
+            app = create_app(self.runtime, self.config, scorers)
         except ModelLoadError as error:
             print(f"error: {error}", file=sys.stderr)
             self._stop(1)
@@ -153,6 +160,7 @@ class Serving:
         self.app = app
         self.gate.open(app)
         info = self.runtime.info
+        logger.info("value functions for searches: %s", ", ".join(scorers))
         defaults = app.state.service.sampling_defaults
         logger.info("default sampling values are %s", sampling_origin(defaults))
         logger.info(

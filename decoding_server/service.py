@@ -18,12 +18,12 @@ from decoding_server.running import Prompt, RunningRequest
 from decoding_server.sampling import sampling_of
 from decoding_server.searching import check_search
 from decoding_server.tools.formats import FORMATS, ToolCallFormat, detect_format
+from decoding_server.values import Scorers, load_scorers
+from decoding_server.verifier import HttpVerifier
 from strategies.budget import Budget, Meter
 from strategies.errors import ContextLengthExceeded, ModelNotFound
 from strategies.runtime import Generation, GenerationStream, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
-from strategies.scoring.self_evaluation import SelfEvaluation
-from strategies.scoring.value import ValueFunction
 from strategies.search.run import SearchRun
 from strategies.search.search import Search
 
@@ -60,18 +60,26 @@ class Scoring:
 class Service:
     """The served model, as the endpoints see it."""
 
-    def __init__(self, runtime: Runtime, config: ServerConfig) -> None:
+    def __init__(self, runtime: Runtime, config: ServerConfig, scorers: Scorers | None = None) -> None:
+        """scorers: value functions by name; loaded here if None."""
         self.runtime = runtime
         self.config = config
         self.served_names = tuple(config.served_model_name) or (runtime.info.name,)
         self.created = int(time.time())
         self.seeds = SeedSource(config.seed)
-        self.scorers: dict[str, ValueFunction] = {"self-eval": SelfEvaluation()}
+        self.scorers = load_scorers(runtime, config) if scorers is None else scorers
         self.tool_format = tool_format_of(config.tool_call_parser, runtime.tokenizer.chat_template)
         markers = () if self.tool_format is None else self.tool_format.markers
         special = runtime.tokenizer.special_token_ids
         self.tool_markers = frozenset(special[marker] for marker in markers if marker in special)
         self.sampling_defaults = dict(runtime.info.sampling_defaults) if config.generation_config == "auto" else {}
+
+    async def close(self) -> None:
+        """Closes connections to others; the runtime is the caller's."""
+        for scorer in self.scorers.values():
+            verifier = getattr(scorer, "inner", scorer)
+            if isinstance(verifier, HttpVerifier):
+                await verifier.close()
 
     def model_name(self, requested: str | None) -> str:
         """The name to answer with: the client's own, or the first served one. Raises ModelNotFound."""
@@ -181,9 +189,16 @@ class Service:
         runs: list[SearchRun] = []
         try:
             for generation, prompt in zip(generations, prompts, strict=True):
-                text = prompt.text
                 runs.append(
-                    SearchRun(search, self.runtime, generation, n=choices, scorers=self.scorers, prompt_text=text)
+                    SearchRun(
+                        search,
+                        self.runtime,
+                        generation,
+                        n=choices,
+                        scorers=self.scorers,
+                        prompt_text=prompt.text,
+                        question=prompt.question,
+                    )
                 )
         except Exception:
             for run in runs:

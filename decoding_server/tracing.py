@@ -170,7 +170,7 @@ def request_attributes(record: RequestRecord) -> dict[str, str | int | float | b
             "decoding.cached_tokens": spend.cached_tokens,
             "decoding.output_tokens": spend.output_tokens,
             "decoding.forward_passes": spend.forward_passes,
-            "decoding.flops": spend.flops,
+            "decoding.flops": spend.flops + spend.scorer_flops,
             "decoding.budget_exhausted": record.meter.exhausted,
         }
     return {name: value for name, value in values.items() if value is not None}

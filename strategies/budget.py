@@ -38,7 +38,8 @@ class Spend:
     drafted_tokens:  draft tokens that the target verified
     accepted_tokens: those of them that became output
     accepted_by_level: the same by level of the draft tree, first level first
-    scorer_calls:    values asked for by a search (their tokens are in the counts above)
+    scorer_calls:    values asked for by a search (tokens of the served model are in the counts above)
+    scorer_tokens:   tokens computed by a reward model of its own, and their operations in scorer_flops
     rounds:          forward passes of a sequence that verified drafts; accepted_tokens / rounds + 1 is block efficiency
     forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
     flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
@@ -53,13 +54,16 @@ class Spend:
     accepted_by_level: list[int] = field(default_factory=list)
     rounds: int = 0
     scorer_calls: int = 0
+    scorer_tokens: int = 0
+    scorer_flops: float = 0.0
     forward_passes: int = 0
     flops: float = 0.0
 
 
 @dataclass(slots=True)
 class Meter:
-    """Budget and spend of one request. Only the engine thread writes to it."""
+    """Budget and spend of one request. Only the engine thread writes to it, but for the scorers' counts, which only the
+    event loop does."""
 
     budget: Budget = field(default_factory=Budget)
     spend: Spend = field(default_factory=Spend)
@@ -85,12 +89,12 @@ class Meter:
         """As `refuses`, for work that could also be done in smaller pieces: it remembers nothing."""
         budget, spend = self.budget, self.spend
         unit: BudgetUnit | None = None
-        forward_tokens = spend.target_tokens + spend.draft_tokens
+        forward_tokens = spend.target_tokens + spend.draft_tokens + spend.scorer_tokens
         if budget.forward_tokens is not None and forward_tokens + tokens > budget.forward_tokens:
             unit = "forward_tokens"
         elif budget.output_tokens is not None and spend.output_tokens + outputs > budget.output_tokens:
             unit = "output_tokens"
-        elif budget.flops is not None and spend.flops + flops > budget.flops:
+        elif budget.flops is not None and spend.flops + spend.scorer_flops + flops > budget.flops:
             unit = "flops"
         elif budget.seconds is not None and time.monotonic() - self.started >= budget.seconds:
             unit = "seconds"
@@ -106,6 +110,14 @@ class Meter:
         if tokens and step != self.last_pass:
             self.spend.forward_passes += 1
             self.last_pass = step
+
+    def charge_scorer(self, *, tokens: int, flops: float) -> BudgetUnit | None:
+        """Records what a reward model is about to compute, or returns the unit that does not cover it."""
+        unit = self.refuses(tokens=tokens, flops=flops)
+        if unit is None:
+            self.spend.scorer_tokens += tokens
+            self.spend.scorer_flops += flops
+        return unit
 
     def finish(self) -> None:
         """Stops the clock; the last choice to end decides."""

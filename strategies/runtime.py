@@ -139,6 +139,8 @@ class ModelInfo:
     """What is served. `fingerprint` identifies weights, dtype and kernels: a seed is reproducible while it is equal.
 
     matmul_parameters: weights that multiply each token (embedding look-up excluded, output head included).
+    config_sha256, weights_index_sha256: of config.json, and of the weights whatever their precision here; empty where
+    there are no files.
     """
 
     name: str
@@ -154,6 +156,8 @@ class ModelInfo:
     matmul_parameters: int
     fingerprint: str
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    config_sha256: str = ""
+    weights_index_sha256: str = ""
 
     def flops(self, tokens: int, context: int) -> float:
         """Operations of a forward over `tokens` new tokens that follow `context` earlier ones: a multiply and an add

@@ -88,7 +88,8 @@ async def chat_prompt(service: Service, chat: ChatCompletionRequest, tools: Tool
     tokens = service.truncated(chat, tokens)
     if not tokens:
         raise InvalidField("The chat template makes an empty prompt of these messages.", "messages")
-    return Prompt(tokens, text)
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    return Prompt(tokens, text, asked[-1] if asked else "")
 
 
 def _unfinished(tokenizer: Tokenizer, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:

@@ -17,7 +17,8 @@ router = APIRouter()
 
 @router.get("/v1/strategies")
 async def list_strategies(request: Request) -> StrategyList:
-    """Strategies by the slot of `decoding` that takes them, presets, and the budget's schema."""
+    """Strategies by the slot of `decoding` that takes them, presets, the budget's schema, and the value functions that
+    this server has loaded for its searches."""
     return {
         "object": "list",
         "data": [
@@ -29,6 +30,10 @@ async def list_strategies(request: Request) -> StrategyList:
         + [described_search(name, kind) for name, kind in sorted(registered("search").items())],
         "presets": dict(service_of(request).config.presets),
         "budget": BudgetOptions.model_json_schema(),
+        "values": [
+            {"id": name, "calibrated": value.calibrated, "automatic": getattr(value, "automatic", True)}
+            for name, value in service_of(request).scorers.items()
+        ],
     }
 
 

@@ -23,8 +23,18 @@ class Strategy(TypedDict):
     runtimes: list[str]
 
 
+class LoadedValue(TypedDict):
+    """A value function that searches may ask for. calibrated: its values may be read as probabilities. automatic:
+    `auto` may choose it."""
+
+    id: str
+    calibrated: bool
+    automatic: bool
+
+
 class StrategyList(TypedDict):
     object: Literal["list"]
     data: list[Strategy]
     presets: dict[str, Any]
     budget: dict[str, Any]
+    values: list[LoadedValue]

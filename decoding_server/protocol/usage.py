@@ -24,8 +24,9 @@ class DecodingUsage(TypedDict):
     target_tokens: computed by the model. draft_tokens: computed by a draft. drafted_tokens: verified in `rounds`
     forward passes; accepted_tokens of them became output, by level of the draft tree in accepted_by_level.
     cached_tokens: taken from the prefix cache instead. output_tokens: generated. scorer_calls: values a search asked
-    for. seconds: wall time since submission. budget_exhausted: the unit that ended the request, or null. search: counts
-    of a search (nodes, finished, depth, explored_tokens, calls), over all prompts.
+    for; scorer_tokens: computed for them by a reward model of its own. seconds: wall time since submission.
+    budget_exhausted: the unit that ended the request, or null. search: counts of a search (nodes, finished, depth,
+    explored_tokens, calls), over all prompts.
     """
 
     target_tokens: int
@@ -37,6 +38,7 @@ class DecodingUsage(TypedDict):
     accepted_by_level: list[int]
     rounds: int
     scorer_calls: int
+    scorer_tokens: int
     forward_passes: int
     flops: float
     seconds: float

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from models.gguf.cache import file_hash
 from models.loading import ModelFiles
 from models.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from models.torch_runtime.decoder import FusedDecoder
@@ -160,6 +161,8 @@ def _info(
         matmul_parameters=shape.matmul_parameters,
         fingerprint=_fingerprint(files.folder, shape),
         sampling_defaults=_sampling_defaults(files.folder),
+        config_sha256=file_hash(files.folder / "config.json"),
+        weights_index_sha256=_weights_hash(files.folder),
     )
 
 
@@ -236,10 +239,16 @@ def _sampling_defaults(folder: Path) -> dict[str, float]:
 
 
 def _fingerprint(folder: Path, shape: ModelShape) -> str:
-    """Identifies weights (by their files' headers and sizes), precision and kernels."""
-    digest = hashlib.sha256(f"{shape.dtype} {shape.kernels}".encode())
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    """Identifies weights, precision and kernels."""
+    told = f"{shape.dtype} {shape.kernels} {file_hash(folder / 'config.json')} {_weights_hash(folder)}"
+    return f"fp_{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def _weights_hash(folder: Path) -> str:
+    """Identifies weights by their files' names, sizes, headers and first values."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))
-    return f"fp_{digest.hexdigest()[:16]}"
+    return digest.hexdigest()

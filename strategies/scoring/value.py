@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 class ValueFunction(Protocol):
     """Scores nodes of a search. calibrated: whether the values may be read as probabilities (budgets and thresholds
-    do); otherwise only their order counts."""
+    do); otherwise only their order counts.
+
+    A value function with an attribute `automatic` that is false is only used by who asks for it, not by "auto".
+    """
 
     @property
     def calibrated(self) -> bool: ...

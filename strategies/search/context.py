@@ -52,13 +52,17 @@ class SearchContext:
         scorers: "Mapping[str, ValueFunction] | None" = None,
         trace: Trace | None = None,
         prompt_text: str = "",
+        question: str | None = None,
     ) -> None:
         """generation: the prompt, and how the request wants its answer sampled and stopped. Child i of the root draws
-        the noise of branch (i,), as choice i of a request without a search does."""
+        the noise of branch (i,), as choice i of a request without a search does. question: of a chat, its last user
+        turn; None for a plain completion."""
         self.runtime = runtime
         self.generation = generation
         self.n = n
         self.prompt_text = prompt_text
+        self.is_chat = question is not None
+        self.question = prompt_text if question is None else question
         self.scorers = scorers or {}
         self.trace = trace or Trace("none")
         self.committed: list[int] = []
@@ -91,13 +95,13 @@ class SearchContext:
         budget, spend = meter.budget, meter.spend
         limits = []
         if budget.forward_tokens is not None:
-            limits.append(budget.forward_tokens - spend.target_tokens - spend.draft_tokens)
+            limits.append(budget.forward_tokens - spend.target_tokens - spend.draft_tokens - spend.scorer_tokens)
         if budget.output_tokens is not None:
             limits.append(budget.output_tokens - spend.output_tokens)
         if budget.flops is not None:
             longest = max((len(node.tokens) for node in self.nodes), default=0)
             one = self.runtime.info.flops(1, len(self.generation.prompt) + longest)
-            limits.append(int((budget.flops - spend.flops) / one))
+            limits.append(int((budget.flops - spend.flops - spend.scorer_flops) / one))
         return max(0, min(limits)) if limits else None
 
     def room(self, node: Node) -> int:
@@ -187,6 +191,11 @@ class SearchContext:
         for node, value in zip(nodes, values, strict=True):
             self.note(node, value=value)
         return values
+
+    def charge_scorer(self, tokens: int, flops: float) -> None:
+        """Pays for a forward pass of another model than the served one. Raises BudgetExhausted, before it is made."""
+        if self.generation.meter.charge_scorer(tokens=tokens, flops=flops) is not None:
+            raise BudgetExhausted("the budget does not cover the reward model")
 
     async def hidden(self, nodes: Sequence[Node]) -> list[list[float]]:
         """The last hidden state (after the final norm) of each node's last token, float32 [hidden_size] each."""

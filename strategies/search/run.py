@@ -66,6 +66,7 @@ class SearchRun:
         n: int = 1,
         scorers: "Mapping[str, ValueFunction] | None" = None,
         prompt_text: str = "",
+        question: str | None = None,
     ) -> None:
         """generation: see `SearchContext`. Computes the prompt first, which every branch then shares.
 
@@ -75,7 +76,13 @@ class SearchRun:
         self.generation = generation
         self.trace = Trace(search.trace, self._traced)
         self.context = SearchContext(
-            runtime, generation, n=n, scorers=scorers, trace=self.trace, prompt_text=prompt_text
+            runtime,
+            generation,
+            n=n,
+            scorers=scorers,
+            trace=self.trace,
+            prompt_text=prompt_text,
+            question=question,
         )
         self.context.on_commit = self._committed
         self.streams = [ChoiceStream(self) for _ in range(n)]

@@ -31,7 +31,9 @@ class ValuedSearch(Search):
         """The name of the value function to use."""
         if self.value != "auto":
             return self.value
-        return next((kind for kind in PREFERENCE if kind in scorers), "self-eval")
+        return next(
+            (kind for kind in PREFERENCE if kind in scorers and getattr(scorers[kind], "automatic", True)), "self-eval"
+        )
 
     def check(self, scorers: "Mapping[str, ValueFunction]") -> None:
         """Raises InvalidRequest for a value function that this server has not loaded."""
