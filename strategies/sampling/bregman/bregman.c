@@ -114,11 +114,14 @@ INLINE vf power_of_two(vf t) {
     return p * (vf)((((vi)shifted) << 23) + (127 << 23)); /* the low bits of `shifted` are n */
 }
 
-/* The sum of exp(x - top) over n logits, a multiple of CHUNK. */
+/* The sum of exp(x - top) over n logits, a multiple of CHUNK. Meanwhile the next block is fetched, which the processor
+ * does not foresee: it would wait for memory and compute by turns. */
 INLINE float exponentials(const float *x, int64_t n, float top) {
     const float log2_e = 1.44269504f;
     vf a = splat(0), b = a, c = a, d = a;
     for (int64_t i = 0; i < n; i += 4 * WIDTH) {
+        for (int64_t j = i + BLOCK; j < i + BLOCK + 4 * WIDTH; j += 16) /* one per cache line; may lie behind the end */
+            __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)j * sizeof *x));
         a += power_of_two((load(x + i) - top) * log2_e);
         b += power_of_two((load(x + i + WIDTH) - top) * log2_e);
         c += power_of_two((load(x + i + 2 * WIDTH) - top) * log2_e);
