@@ -114,11 +114,14 @@ INLINE vf power_of_two(vf t) {
     return p * (vf)((((vi)shifted) << 23) + (127 << 23)); /* the low bits of `shifted` are n */
 }
 
-/* The sum of exp(x - top) over n logits, a multiple of CHUNK. */
+/* The sum of exp(x - top) over n logits, a multiple of CHUNK. Meanwhile the next block is fetched, which the processor
+ * does not foresee: it would wait for memory and compute by turns. */
 INLINE float exponentials(const float *x, int64_t n, float top) {
     const float log2_e = 1.44269504f;
     vf a = splat(0), b = a, c = a, d = a;
     for (int64_t i = 0; i < n; i += 4 * WIDTH) {
+        for (int64_t j = i + BLOCK; j < i + BLOCK + 4 * WIDTH; j += 16) /* one per cache line; may lie behind the end */
+            __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)j * sizeof *x));
         a += power_of_two((load(x + i) - top) * log2_e);
         b += power_of_two((load(x + i + WIDTH) - top) * log2_e);
         c += power_of_two((load(x + i + 2 * WIDTH) - top) * log2_e);
@@ -206,7 +209,7 @@ INLINE uint64_t at_least(const float *x, float bound) {
 
 /* The largest bound that K or more of n ranks reach, or one that at most K / 8 more of them reach; n >= K. */
 static int32_t bound_of_ranks(const int32_t *ranks, int64_t n, int64_t K) {
-    int64_t low = INT32_MIN, high = (int64_t)INT32_MAX + 1; /* low is reached by K, high is not */
+    int64_t low = rank_of(-INFINITY), high = (int64_t)INT32_MAX + 1; /* low is reached by K, high is not */
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
         int32_t bound = (int32_t)middle, count = 0;
@@ -276,10 +279,10 @@ static int64_t *sort(int64_t *keys, int64_t *spare, int64_t n) {
  * what makes the lower id the larger key. The chunks of the K highest maxima hold them all. */
 static const int64_t *best_keys(const float *x, int64_t V, int64_t K, struct scratch *s) {
     int64_t chunks = (V + CHUNK - 1) / CHUNK, n = 0;
-    int32_t least = chunks > K ? bound_of_ranks(s->maxima, chunks, K) : INT32_MIN;
+    int32_t least = chunks > K ? bound_of_ranks(s->maxima, chunks, K) : rank_of(-INFINITY);
     int64_t equal = K; /* of the chunks whose maximum is just the bound, no more than complete K are needed */
     for (int64_t c = 0; c < chunks; c++) equal -= s->maxima[c] > least;
-    float bound = least == INT32_MIN ? -INFINITY : value_of(least);
+    float bound = value_of(least);
     for (int64_t c = 0; c < chunks; c++) {
         if (s->maxima[c] < least || (s->maxima[c] == least && chunks > K && equal-- <= 0)) continue;
         const float *from = x + c * CHUNK;

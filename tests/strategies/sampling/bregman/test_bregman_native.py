@@ -208,3 +208,16 @@ def test_wrong_logits_are_an_error(kernel: BregmanKernel) -> None:
         kernel.candidates(torch.zeros(8, 4).t(), 2)
     with pytest.raises(ValueError, match="float64"):
         kernel.candidates(torch.zeros(8, 4, dtype=torch.float64), 2)
+
+
+@pytest.mark.parametrize("K", [60, 70, 75, 78, 79, 300])
+def test_more_candidates_than_possible_tokens(K: int) -> None:
+    """Most of 79 chunks hold nothing but -inf, as under a grammar; their lowest ids fill the list."""
+    kernel = native.kernel()
+    assert kernel is not None
+    logits = torch.full((3, 5000), -INF)
+    logits[:, [4999, 7, 2500, 2501]] = torch.tensor([1.0, 2.0, 2.0, -3.0])
+    values, ids, _ = kernel.candidates(logits, K)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(values, ordered[:, :K])
+    assert torch.equal(ids, order[:, :K])
