@@ -13,6 +13,8 @@ from strategies.sandbox.worker import START_SECONDS, Worker, WorkerFailed
 
 GRACE_SECONDS = 2.0
 """Per process, beyond its tests' time: reading the job, compiling, writing results."""
+EXIT_SECONDS = 1.0
+"""For a process to end after its result pipe has."""
 
 
 @dataclass(slots=True)
@@ -53,10 +55,13 @@ async def run(worker: Worker, program: Program, units: Sequence[Unit], limits: L
         await asyncio.wait({following, overfull, watching}, return_when=asyncio.FIRST_COMPLETED)
         killed: Killed | None = "output" if overfull.done() else "files" if watching.done() else following.result()
         if killed is None and ("stdin" in units[0] or not records.complete):
-            # The rest of the output counts, or the exit status does.
-            await asyncio.wait({printing}, timeout=GRACE_SECONDS)
-            ended = await worker.wait(GRACE_SECONDS)
-            killed = "output" if output.overfull.is_set() else None if ended or records.complete else "closed"
+            # The exit status counts, and a script's whole output.
+            ended = await worker.wait(EXIT_SECONDS)
+            killed = None if ended or records.complete else "closed"
+            if ended:
+                await asyncio.wait({printing}, timeout=GRACE_SECONDS)
+            if output.overfull.is_set():
+                killed = "output"
     finally:
         worker.kill()
         tasks = (send, following, printing, overfull, watching)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -35,9 +35,9 @@ def unusable(name: str) -> str | None:
 
 
 @asynccontextmanager
-async def opened(name: str, concurrency: int = 1, warm: int = 1) -> AsyncIterator[Sandbox]:
+async def opened(name: str, concurrency: int = 1, warm: int = 0) -> AsyncIterator[Sandbox]:
     """A sandbox of the backend, not probed again; afterwards nothing of it may be left."""
-    descriptors = os.listdir("/proc/self/fd")
+    descriptors = open_descriptors()
     pool = Pool(BACKENDS[name](find_interpreter()), concurrency=concurrency, warm=warm)
     await pool.start()
     sandbox = Sandbox(pool, Limits(test_s=60, memory_mb=1024, output_kb=1024))
@@ -47,7 +47,16 @@ async def opened(name: str, concurrency: int = 1, warm: int = 1) -> AsyncIterato
         await sandbox.close()
     assert leftovers(sandbox) == []
     assert not os.path.exists(pool.folder)
-    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
+    assert open_descriptors() <= descriptors
+
+
+def open_descriptors() -> set[str]:
+    """What this process has open: pipes, process descriptors and folders, as the kernel names them."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{descriptor} {os.readlink(f'/proc/self/fd/{descriptor}')}")
+    return found
 
 
 def processes(sandbox: Sandbox) -> list[str]:
