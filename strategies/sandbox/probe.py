@@ -59,6 +59,7 @@ import os
 def probe(paths):
     def write(path):
         with open(path, "w"):
+            os.unlink(path)
             return "written"
     def own():
         with open("own", "w") as file:
@@ -98,7 +99,8 @@ def probes(port: int, folder: str) -> list[Probe]:
     environments = [f"/proc/{me}/environ", "/proc/1/environ"]
     absent = ["FileNotFoundError"] * 2, [*refused] * 2
     names = set(ENVIRONMENT), {*ENVIRONMENT, "PWD"}
-    outside = ["/etc/x", "/usr/x", "/x", "/dev/shm/x", f"{folder}/x", os.path.join(os.path.dirname(__file__), "x")]
+    folders = ["", "/etc", "/usr", "/dev/shm", "/var/tmp", folder, os.path.dirname(__file__)]
+    outside = [f"{path}/.sandbox-probe" for path in folders]
     return [
         Probe("running a program", WORKS, ([2, 1],), (([1, 2], 2.0, [1], "float"),)),
         Probe("reading the environment", ENVIRONMENT_READ, (environments,), tuple(product(names, absent))),

@@ -9,6 +9,12 @@ from strategies.sandbox.backends import BACKENDS
 from strategies.sandbox.sandbox import Sandbox
 
 
+@pytest.fixture(scope="session")
+def reasons() -> dict[str, str | None]:
+    """Why each backend can't be used here, None for those that can."""
+    return {name: unusable(name) for name in BACKENDS}
+
+
 def usable(name: str) -> str:
     if (reason := unusable(name)) is not None:
         pytest.skip(reason)
