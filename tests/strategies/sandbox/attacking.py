@@ -17,7 +17,7 @@ from strategies.sandbox.pool import Pool
 from strategies.sandbox.sandbox import Sandbox, open_sandbox
 
 CONFINING = [name for name, backend in BACKENDS.items() if backend.confines]
-LIMITS = Limits(test_s=1.5, memory_mb=256, output_kb=64)
+LIMITS = Limits(test_s=10, memory_mb=256, output_kb=64)
 
 
 @cache

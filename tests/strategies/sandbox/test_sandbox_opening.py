@@ -1,15 +1,20 @@
 """Which backend is used, and what is said when none can be: never a silent downgrade."""
 
+import ast
 import logging
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from strategies.sandbox import sandbox as sandbox_module
-from strategies.sandbox.backends import BACKENDS, Bubblewrap, Landlock, Setup
+from strategies.sandbox.backends import BACKENDS, Bubblewrap, Landlock, Setup, landlock_abi
 from strategies.sandbox.outcome import Limits, SandboxUnavailable
 from strategies.sandbox.sandbox import open_sandbox
 
@@ -59,8 +64,6 @@ async def test_only_what_is_allowed_comes_next(reasons: dict[str, str | None], m
 
 async def test_a_bubblewrap_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program in bwrap's place that fails as bwrap does in a container."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/bwrap"
         with open(path, "w") as file:
@@ -141,8 +144,6 @@ async def test_older_versions_of_landlock(
     """Rule sets for older kernels, which this kernel takes too; the probes must pass all the same."""
     if reasons["lsm"]:
         pytest.skip(reasons["lsm"])
-    from strategies.sandbox.backends import landlock_abi
-
     if abi > landlock_abi():
         pytest.skip(f"this kernel's Landlock is version {landlock_abi()}")
     monkeypatch.setattr("strategies.sandbox.backends.landlock_abi", lambda: abi)
@@ -159,10 +160,6 @@ def test_limits_have_ranges(values: dict[str, float]) -> None:
 
 def test_the_inner_side_needs_the_standard_library_only() -> None:
     """It runs on another Python, without any package: see strategies/sandbox/inside."""
-    import ast
-    import sys
-    from pathlib import Path
-
     folder = Path(sandbox_module.__file__).parent
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -171,3 +168,13 @@ def test_the_inner_side_needs_the_standard_library_only() -> None:
             for name in names:
                 own = "strategies.sandbox.inside" if file.parent.name == "inside" else "strategies.sandbox"
                 assert name.partition(".")[0] in sys.stdlib_module_names or name.startswith(own), (file, name)
+
+
+def test_the_report_names_every_backend(reasons: dict[str, str | None]) -> None:
+    command = [sys.executable, "-m", "strategies.sandbox", "--programs", "2"]
+    root = Path(sandbox_module.__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines()[1:])
+    assert list(lines) == list(BACKENDS)
+    for name, reason in reasons.items():
+        assert ("programs/s" in lines[name]) is (reason is None), lines[name]

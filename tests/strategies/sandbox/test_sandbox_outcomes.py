@@ -10,7 +10,7 @@ from strategies.sandbox.checks import Check, check_assert, check_call, check_std
 from strategies.sandbox.outcome import Limits, Outcome, Program
 from strategies.sandbox.sandbox import Sandbox
 
-QUICK = Limits(test_s=0.6, memory_mb=256, output_kb=64)
+QUICK = Limits(test_s=1, memory_mb=256, output_kb=64)
 
 
 async def outcomes(
