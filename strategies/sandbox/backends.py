@@ -89,7 +89,7 @@ def other_user() -> Setup:
 
 @dataclass(frozen=True, slots=True)
 class Bubblewrap(Backend):
-    """Namespaces, set up by the `bwrap` program (Debian and Ubuntu package `bubblewrap`, 0.8 or later)."""
+    """Namespaces, set up by the `bwrap` program (Debian and Ubuntu package `bubblewrap`, 0.5 or later)."""
 
     executable: str = ""
 
@@ -114,9 +114,10 @@ class Bubblewrap(Backend):
         prefix = self.interpreter.prefix
         beyond_usr = [] if Path(prefix).is_relative_to("/usr") else ["--ro-bind", prefix, prefix]
         environment = [part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)]
+        # Not --disable-userns: it fails where /proc/sys is read-only, as in containers; the filter refuses namespaces.
         # CAP_SYS_ADMIN holds within the new namespaces only, and until the worker has mounted its /tmp.
         return [
-            *(self.executable, "--unshare-all", "--unshare-user", "--disable-userns"),
+            *(self.executable, "--unshare-all", "--unshare-user"),
             *("--die-with-parent", "--new-session", "--info-fd", str(info)),
             *("--uid", str(NOBODY), "--gid", str(NOBODY), "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),
             *("--ro-bind", "/usr", "/usr", *system_folders(), *beyond_usr),

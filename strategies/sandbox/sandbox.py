@@ -160,7 +160,11 @@ async def open_sandbox(
         except SandboxUnavailable as error:
             reasons.append(f"{name}: {error}")
             continue
-        pool = Pool(backend, concurrency=at_once, warm=at_once + 1 if warm is None else warm)
+        try:
+            pool = Pool(backend, concurrency=at_once, warm=at_once + 1 if warm is None else warm)
+        except OSError as error:
+            reasons.append(f"{name}: no folder for temporary files: {error}")
+            continue
         await pool.start()
         try:
             reason = await probe(pool)

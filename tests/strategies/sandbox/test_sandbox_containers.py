@@ -77,6 +77,13 @@ async def main(profile, allow, path):
 print(json.dumps(asyncio.run(main(*sys.argv[1:]))))
 """
 
+READ_ONLY_PROC_SYS = """
+mount --make-rprivate /
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+exec "$@"
+"""
+
 
 def run_as(tmp_path: Path, user: int, profile: str, allow: str) -> dict[str, Any]:
     """What a server started like this gets, run by the system's Python on a copy of the package that all can read."""
@@ -96,15 +103,19 @@ def run_as(tmp_path: Path, user: int, profile: str, allow: str) -> dict[str, Any
     for folder in [tmp_path, *tmp_path.parents[:3]]:  # pytest's own are closed to others
         if folder.stat().st_mode & 0o777 == 0o700:
             folder.chmod(0o755)
-    # Docker's default capabilities lack CAP_SYS_ADMIN, without which root can't make namespaces either.
-    drop = [] if user or profile != "docker" else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all"]
-    if drop and shutil.which("setpriv") is None:
-        pytest.skip("setpriv is not installed")
-    command = [*drop, interpreter.executable, "-B", "-c", CHILD, profile, allow, str(secret)]
+    before: list[str] = []
+    if profile == "read-only /proc/sys":
+        before += ["unshare", "--mount", "sh", "-ec", READ_ONLY_PROC_SYS, "sh"]
+    if profile != "none":
+        before += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        before += ["--bounding-set=-sys_admin", "--inh-caps=-all"]
+    if any(shutil.which(program) is None for program in ("setpriv", "unshare")):
+        pytest.skip("util-linux is not installed")
+    command = [*before, interpreter.executable, "-B", "-c", CHILD, profile, allow, str(secret)]
     done = subprocess.run(
         command,
-        user=user,
-        group=user,
+        user=None if before else user,
+        group=None if before else user,
         extra_groups=[] if os.geteuid() == 0 else None,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(package.parent), "SERVER_SECRET": "canary"},
         cwd="/",
@@ -132,6 +143,20 @@ def test_another_user_than_root(backend: str, tmp_path: Path) -> None:
     if backend == "bwrap" and "unavailable" in answer:
         pytest.skip(f"users can't make namespaces here: {answer['unavailable']}")
     assert (answer["backend"], answer["outcome"]) == (backend, "pass")
+    assert refused(answer), answer
+
+
+@pytest.mark.parametrize("user", [0, 12345])
+def test_docker_without_its_profile(user: int, tmp_path: Path) -> None:
+    """`--security-opt seccomp=unconfined`: bubblewrap works, without CAP_SYS_ADMIN, with a read-only /proc/sys."""
+    if (reason := unusable("bwrap")) is not None:
+        pytest.skip(reason)
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    answer = run_as(tmp_path, user, "read-only /proc/sys", "bwrap")
+    if user and "unavailable" in answer:
+        pytest.skip(f"users can't make namespaces here: {answer['unavailable']}")
+    assert (answer["backend"], answer["outcome"]) == ("bwrap", "pass")
     assert refused(answer), answer
 
 

@@ -80,6 +80,12 @@ async def test_a_kernel_without_landlock(monkeypatch: pytest.MonkeyPatch) -> Non
         await open_sandbox(["lsm"])
 
 
+async def test_nowhere_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(SandboxUnavailable, match="temporary files"):
+        await open_sandbox(["process"], allow_unsandboxed=True)
+
+
 async def test_an_unknown_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(SandboxUnavailable, match=r"riscv64.*\n?"):
