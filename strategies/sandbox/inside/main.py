@@ -115,7 +115,9 @@ class Worker:
                 line = frame.tb_lineno
             frame = frame.tb_next
         error.__traceback__ = None
-        if type(error) is MemoryError:
+        # Where memory for a frame runs out, CPython 3.11 forgets to say so.
+        lost = type(error) is SystemError and error.args == ("error return without exception set",)
+        if type(error) is MemoryError or lost:
             # No formatting beyond this: there may be no memory left but the reserve.
             self.reserve = None
             number = b"null" if line is None else b"%d" % line

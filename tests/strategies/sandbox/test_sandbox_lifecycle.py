@@ -65,7 +65,8 @@ async def test_cancelling_in_the_queue(any_sandbox: Sandbox) -> None:
 
 
 async def test_killing_workers_while_they_start(any_sandbox: Sandbox) -> None:
-    """200 at random moments of the first 60 ms, when bubblewrap's processes are in different stages of being made."""
+    """200 at random moments of the first 60 ms, when bubblewrap's processes are in different stages of being made; 40
+    where there is one process only."""
     generator = random.Random(9)
     pool = any_sandbox.pool
 
@@ -74,7 +75,8 @@ async def test_killing_workers_while_they_start(any_sandbox: Sandbox) -> None:
         await asyncio.sleep(generator.random() * 0.06)
         await worker.stop()
 
-    for _ in range(25):
+    rounds = 25 if pool.backend.has_inner_process else 5
+    for _ in range(rounds):
         await asyncio.gather(*(start_and_stop() for _ in range(8)))
     assert leftovers(any_sandbox) == []
 
@@ -92,7 +94,7 @@ async def test_many_at_once_wait_in_order_for_a_bounded_number_of_places(any_bac
             while not done.is_set():
                 workers = [line for line in processes(sandbox) if "python" in line.split("'")[1][:24]]
                 most = max(most, len(workers))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
 
         counting = asyncio.create_task(count())
         await asyncio.gather(*(one(number) for number in range(50)))
