@@ -1,7 +1,9 @@
 """One worker's run: sends the job, follows the records, enforces the limits that only an outsider can enforce."""
 
 import asyncio
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from strategies.sandbox.backends import FILE_BYTES
 from strategies.sandbox.checks import Unit
 from strategies.sandbox.outcome import Limits, Outcome, Program
 from strategies.sandbox.records import Killed, Observation, Records, cpu_seconds
-from strategies.sandbox.worker import START_SECONDS, Worker, WorkerFailed
+from strategies.sandbox.worker import CHUNK, START_SECONDS, Worker, WorkerFailed
 
 GRACE_SECONDS = 2.0
 """Per process, beyond its tests' time: reading the job, compiling, writing results."""
@@ -53,7 +55,10 @@ async def run(worker: Worker, program: Program, units: Sequence[Unit], limits: L
     watching = asyncio.create_task(worker.watch_directory())
     try:
         await asyncio.wait({following, overfull, watching}, return_when=asyncio.FIRST_COMPLETED)
-        killed: Killed | None = "output" if overfull.done() else "files" if watching.done() else following.result()
+        output.take(worker)
+        killed: Killed | None = (
+            "output" if output.overfull.is_set() else "files" if watching.done() else following.result()
+        )
         if killed is None and ("stdin" in units[0] or not records.complete):
             # The exit status counts, and a script's whole output.
             ended = await worker.wait(EXIT_SECONDS)
@@ -124,8 +129,16 @@ class Output:
 
     async def drain(self, worker: Worker) -> None:
         """Reads until the end or the limit."""
-        while data := await worker.read(worker.output):
-            self.data += data[: self.limit - len(self.data)]
-            if len(self.data) == self.limit:
-                self.overfull.set()
-                return
+        while not self.overfull.is_set() and (data := await worker.read(worker.output)):
+            self.add(data)
+
+    def take(self, worker: Worker) -> None:
+        """Reads what there is now: what was printed before a record came counts before it."""
+        with contextlib.suppress(BlockingIOError):
+            while not self.overfull.is_set() and (data := os.read(worker.output, CHUNK)):
+                self.add(data)
+
+    def add(self, data: bytes) -> None:
+        self.data += data[: self.limit - len(self.data)]
+        if len(self.data) == self.limit:
+            self.overfull.set()

@@ -22,6 +22,8 @@ LOAD, EQUAL, GREATER, ANY_BIT, MASK, RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 """BPF_LD|W|ABS, BPF_JMP|JEQ|K, JGT, JSET, BPF_ALU|AND|K, BPF_RET|K."""
 
 CLONE_THREAD = 0x00010000
+CLONE_NEW = 0x7E020000
+"""All flags that make a namespace."""
 O_ACCMODE_AND_TRUNC = 0o1003
 O_TRUNC = 0o1000
 FCNTL_REFUSED = (6, 7, 8, 10, 15, 37, 38, 1024, 1026)
@@ -83,7 +85,13 @@ def build(machine: str) -> list[Instruction]:
     # A thread shares everything with its process and dies with it; any other clone is a fork.
     program += refuse_if(
         number(CONDITIONAL, "clone"),
-        [argument(0), (ANY_BIT, 0, 1, CLONE_THREAD), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, denied)],
+        [
+            argument(0),
+            (ANY_BIT, 2, 0, CLONE_NEW),
+            (ANY_BIT, 0, 1, CLONE_THREAD),
+            (RETURN, 0, 0, ALLOW),
+            (RETURN, 0, 0, denied),
+        ],
     )
     # Limits of oneself only: as the server's user, another pid would be the server.
     program += refuse_if(

@@ -17,6 +17,7 @@ The program runs afresh, in a namespace of its own, for each unit. It shares thi
 it likes; that gains nothing, since no expected value is here to be found.
 """
 
+import builtins
 import gc
 import json
 import os
@@ -40,6 +41,7 @@ class Worker:
     def __init__(self, results: int) -> None:
         self.results = results
         self.reserve: bytearray | None = bytearray(1 << 20)
+        self.stdout = sys.stdout
 
     def record(self, **fields: Any) -> None:
         line = json.dumps(fields).encode() + b"\n"
@@ -47,6 +49,14 @@ class Worker:
             line = json.dumps({"i": fields["i"], "ev": "value", "v": ["opaque", "too large"]}).encode() + b"\n"
         while line:
             line = line[os.write(self.results, line) :]
+
+    def flush(self) -> None:
+        """Before a record, so that what was printed counts first. The program may have replaced or closed streams."""
+        for stream in (self.stdout, sys.stdout):
+            try:
+                stream.flush()
+            except Exception:
+                continue
 
     def run(self, job: dict[str, Any]) -> None:
         code: list[Any] = []
@@ -82,7 +92,7 @@ class Worker:
             except SystemExit as leaving:
                 if leaving.code not in (None, 0):
                     raise
-            sys.stdout.flush()
+            self.flush()
             self.record(i=index, ev="value", v=["none"])
             return
         for part in code:
@@ -99,6 +109,7 @@ class Worker:
         arguments = [decode(argument) for argument in positional]
         keywords = {key: decode(argument) for key, argument in named.items()}
         value = function(*arguments, **keywords)
+        self.flush()
         try:
             encoded = encode(value, MAX_RECORD)
         except MemoryError:
@@ -181,6 +192,7 @@ def main() -> None:
     worker = Worker(setup["results"])
     confine_self(setup)
     sys.argv[:] = [PROGRAM]
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # of the module `site`, which is not loaded
     worker.record(ev="ready", python=".".join(map(str, sys.version_info[:3])))
     gc.freeze()
     data = read_job()
@@ -190,5 +202,4 @@ def main() -> None:
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     confine.limit_resources(**job["limits"])
     worker.run(job)
-    sys.stdout.flush()
     os._exit(0)

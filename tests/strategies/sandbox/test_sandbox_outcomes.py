@@ -150,6 +150,14 @@ async def test_output(any_sandbox: Sandbox) -> None:
     assert await outcomes(any_sandbox, source, *calls(1, 2)) == ["pass"] * 2
 
 
+@pytest.mark.parametrize(("printed", "expected"), [(4095, "pass"), (4096, "output_limit"), (30_000, "output_limit")])
+async def test_output_counts_before_the_result(printed: int, expected: str, any_sandbox: Sandbox) -> None:
+    """Even if all of it is in the pipe when the result is."""
+    source = f"def f(x):\n    print('x' * {printed}, end='')\n    return x + 1\n"
+    for _ in range(3):
+        assert await outcomes(any_sandbox, source, *calls(1), limits=Limits(10, 256, 4)) == [expected]
+
+
 async def test_results_too_large(any_sandbox: Sandbox) -> None:
     for value in ("'x' * 2_000_000", "[0] * 200_000", "{i: i for i in range(100_000)}", "1 << 10_000_000"):
         assert (await outcome(any_sandbox, f"def f(x):\n    return {value}\n", Limits(10, 512))).outcome is (
@@ -198,6 +206,7 @@ async def test_scripts(any_sandbox: Sandbox) -> None:
     checks = [check_stdin("1\nab c", "2 ab c\n"), check_stdin("2\n", "4\n"), check_stdin("x\n", "")]
     assert await outcomes(any_sandbox, source, *checks) == ["pass", "wrong_value", "exception"]
     assert await outcomes(any_sandbox, source + "sys.exit(0)", *checks[:1]) == ["pass"]
+    assert await outcomes(any_sandbox, source + "exit()", *checks[:1]) == ["pass"]
     assert await outcomes(any_sandbox, source + "sys.exit(1)", *checks[:1]) == ["exception"]
     assert await outcomes(any_sandbox, source + ending.format(0), *checks[:1]) == ["pass"]
     assert await outcomes(any_sandbox, source + ending.format(3), *checks[:1]) == ["exit"]
@@ -205,6 +214,11 @@ async def test_scripts(any_sandbox: Sandbox) -> None:
     assert await outcomes(any_sandbox, main, check_stdin("é\n", "é")) == ["pass"]
     assert await outcomes(any_sandbox, "while True:\n    print(1)\n", *checks[:1]) == ["output_limit"]
     assert await outcomes(any_sandbox, "while True:\n    pass\n", *checks[:1], limits=QUICK) == ["timeout"]
+    wrapped = "import io, sys\nsys.stdout = io.TextIOWrapper(open(1, 'wb', closefd=False))\nprint(input())\n"
+    assert await outcomes(any_sandbox, wrapped, check_stdin("a b", "a b")) == ["pass"]
+    assert await outcomes(
+        any_sandbox, "import sys\nprint(1, flush=True)\nsys.stdout = None\n", check_stdin("", "1")
+    ) == ["pass"]
     long = "print('x' * 60000)"
     assert await outcomes(any_sandbox, long, check_stdin("", "x" * 16000)) == ["wrong_value"]
 

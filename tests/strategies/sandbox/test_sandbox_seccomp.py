@@ -76,7 +76,7 @@ def test_threads_but_no_processes(machine: str) -> None:
     assert clone is not None
     thread = 0x3D0F00  # what glibc's pthread_create passes
     assert decision(machine, clone, (thread,)) == ALLOW
-    for flags in (0x11, 0x4111, 0x1200011, 0x10000011, thread & ~0x10000):
+    for flags in (0x11, 0x4111, 0x1200011, 0x10000011, thread & ~0x10000, thread | 0x20000, thread | 0x10000000):
         assert decision(machine, clone, (flags,)) == REFUSED
 
 
