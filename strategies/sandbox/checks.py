@@ -1,0 +1,146 @@
+"""Tests of a program, taken apart: what goes into the sandbox, and what stays outside to judge by.
+
+`assert f(2, 3) == 5` becomes the call f(2, 3), of which only the arguments go in, and the comparison "result == 5",
+which never does. Statements that can't be taken apart run inside and are marked spoofable. Tests on standard input send
+the input and keep the expected output.
+"""
+
+import ast
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled
+from strategies.sandbox.inside.codec import encode
+
+MAX_SOURCE = 16 << 10
+MAX_CALLS = 8
+
+Unit = dict[str, Any]
+"""One thing to do inside, as the worker's job has it: {"call": …}, {"statement": …} or {"stdin": …}."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallCheck:
+    """Calls of the tested function and what must be true of their results, evaluated outside.
+
+    comparison takes the results by name: f"{HOLE}{i}" for call i.
+    """
+
+    source: str
+    units: tuple[Unit, ...]
+    comparison: Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class StatementCheck:
+    """A statement run inside, after the program: passes if it raises nothing. The program could forge that."""
+
+    source: str
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return ({"statement": self.source},)
+
+
+@dataclass(frozen=True, slots=True)
+class StdinCheck:
+    """The program run as a script; its standard output is compared outside, trailing white space aside."""
+
+    stdin: str
+    stdout: str
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return ({"stdin": self.stdin},)
+
+
+Check = CallCheck | StatementCheck | StdinCheck
+
+
+def check_assert(source: str, entry_point: str) -> CallCheck | StatementCheck:
+    """The test that an assert statement states.
+
+    Raises ValueError when it doesn't parse, is no assert statement, doesn't use the entry point, or is too long.
+    """
+    statement = parsed(source, "exec", entry_point)
+    if len(statement.body) != 1 or not isinstance(statement.body[0], ast.Assert):
+        raise ValueError("a test must be one assert statement")
+    return taken_apart(source, statement.body[0].test, entry_point) or StatementCheck(source)
+
+
+def check_call(call: str, expected: str, entry_point: str) -> CallCheck | StatementCheck:
+    """The test that `call` returns what `expected` evaluates to, both source text. Raises ValueError as above."""
+    comparison = ast.Compare(parsed(call, "eval", entry_point).body, [ast.Eq()], [parsed(expected, "eval", None).body])
+    source = f"assert ({call.strip()}) == ({expected.strip()})"
+    return taken_apart(source, comparison, entry_point) or StatementCheck(source)
+
+
+def check_stdin(stdin: str, stdout: str) -> StdinCheck:
+    """The test that the program prints `stdout` when it reads `stdin`. Raises ValueError when one is too long."""
+    for name, text in (("stdin", stdin), ("stdout", stdout)):
+        if len(text) > MAX_SOURCE:
+            raise ValueError(f"{name} is longer than {MAX_SOURCE} characters")
+    return StdinCheck(stdin, stdout)
+
+
+def parsed(source: str, mode: str, entry_point: str | None) -> Any:
+    if len(source) > MAX_SOURCE:
+        raise ValueError(f"a test is longer than {MAX_SOURCE} characters")
+    try:
+        tree = ast.parse(source.strip(), mode=mode)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a test does not parse: {error}") from None
+    if entry_point is not None and not any(
+        isinstance(node, ast.Name) and node.id == entry_point for node in ast.walk(tree)
+    ):
+        raise ValueError(f"a test does not use {entry_point}")
+    return tree
+
+
+def taken_apart(source: str, expression: ast.expr, entry_point: str) -> CallCheck | None:
+    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values."""
+    calls = Calls(entry_point)
+    try:
+        comparison = compiled(calls.visit(copy.deepcopy(expression)))
+    except (Unsupported, RecursionError):
+        return None
+    return CallCheck(source, tuple(calls.units), comparison) if calls.units else None
+
+
+class Calls(ast.NodeTransformer):
+    """Replaces calls of the entry point by holes and collects their arguments."""
+
+    def __init__(self, entry_point: str) -> None:
+        self.entry_point = entry_point
+        self.units: list[Unit] = []
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if not (isinstance(node.func, ast.Name) and node.func.id == self.entry_point):
+            return self.generic_visit(node)
+        positional = [argument(part) for part in node.args]
+        named = {str(part.arg): argument(part.value) for part in node.keywords if part.arg is not None}
+        if len(named) != len(node.keywords) or len(self.units) == MAX_CALLS:
+            raise Unsupported("unpacked arguments, or too many calls")
+        self.units.append({"call": [positional, named]})
+        return ast.Name(f"{HOLE}{len(self.units) - 1}", ast.Load())
+
+
+def argument(node: ast.expr) -> list[Any]:
+    """An argument's encoded value. Raises Unsupported unless it evaluates, without the program, to a built-in value."""
+    try:
+        encoded = encode(compiled(node)({}), 1 << 18)
+    except (TypeError, ArithmeticError, LookupError, ValueError, MemoryError) as error:
+        raise Unsupported(str(error)) from None
+    if opaque(encoded):
+        raise Unsupported("an argument without a built-in value")
+    return encoded
+
+
+def opaque(encoded: Any) -> bool:
+    """Whether any part of an encoded value is opaque."""
+    if encoded[0] == "opaque":
+        return True
+    if encoded[0] == "dict":
+        return any(opaque(part) for pair in encoded[1] for part in pair)
+    return encoded[0] in ("list", "tuple", "set", "frozenset") and any(map(opaque, encoded[1]))

@@ -1,0 +1,189 @@
+"""Tests taken apart: what goes in, what stays out, and the verdicts."""
+
+import json
+from typing import Any
+
+import pytest
+
+from strategies.sandbox.checks import CallCheck, StatementCheck, check_assert, check_call, check_stdin
+from strategies.sandbox.inside.codec import decode, encode
+from strategies.sandbox.judge import judge
+from strategies.sandbox.outcome import Outcome, Result
+from strategies.sandbox.records import Observation
+
+
+def verdict(source: str, *values: Any) -> Result:
+    check = check_assert(source, "f")
+    assert isinstance(check, CallCheck), source
+    return judge(check, [Observation(None, encode(value)) for value in values])
+
+
+def test_only_arguments_go_in() -> None:
+    check = check_assert("assert f(2, key=[1.5]) == 'SECRET', 'SECRET'", "f")
+    assert check.units == ({"call": [[["int", "2"]], {"key": ["list", [["float", "0x1.8000000000000p+0"]]]}]},)
+    assert "SECRET" not in json.dumps(check.units)
+
+
+@pytest.mark.parametrize(
+    ("source", "value", "passes"),
+    [
+        ("assert f(1) == 1.0", 1, True),
+        ("assert f(1) == 1", True, True),
+        ("assert f(1) == (1, 2)", [1, 2], False),
+        ("assert f(1) == {2, 1}", {1, 2}, True),
+        ("assert f(1) == {'a': [1]}", {"a": [1]}, True),
+        ("assert f(1) == float('nan')", float("nan"), False),
+        ("assert f(1) == [float('nan')]", [float("nan")], False),
+        ("assert math.isnan(f(1))", float("nan"), True),
+        ("assert f(1) is True", 1, False),
+        ("assert f(1) is True", True, True),
+        ("assert f(1) is None", None, True),
+        ("assert not f(1)", [], True),
+        ("assert f(1)", "", False),
+        ("assert abs(f(1) - 1.41) < 1e-2", 1.414, True),
+        ("assert math.isclose(f(1), 3, rel_tol=0.1)", 3.2, True),
+        ("assert round(f(1), 2) == 1.41", 1.414, True),
+        ("assert len(f(1)) == 2 and f(1)[0] == 3", [3, 4], True),
+        ("assert sorted(f(1)) == [1, 2, 3]", {3, 1, 2}, True),
+        ("assert set(f(1)) == set([1])", [1, 1], True),
+        ("assert isinstance(f(1), (int, str))", 1.0, False),
+        ("assert type(f(1)) == int", True, False),
+        ("assert 1 < f(1) <= 3", 3, True),
+        ("assert f(1) in (1, 2)", 2, True),
+        ("assert f(1)[1:] == 'bc'", "abc", True),
+        ("assert f(1) == -2 ** 10", -1024, True),
+        ("assert f(1) == 10 ** 9 + 7", 1000000007, True),
+        ("assert f(1) == 'ab' * 2", "abab", True),
+        ("assert all(f(1))", [1, 0], False),
+        ("assert sum(f(1)) == 3", [1, 2], True),
+        ("assert (f(1) if 1 else 0) == 5", 5, True),
+        ("assert f(1) != 2", 2, False),
+        ("assert int(f(1)) == 2", 2.5, True),
+        ("assert str(f(1)) == '[2]'", [2], True),
+    ],
+)
+def test_verdicts(source: str, value: Any, passes: bool) -> None:
+    # A call that stands twice in the test is called twice.
+    values = [value] * source.count("f(1)")
+    assert verdict(source, *values).outcome is (Outcome.PASS if passes else Outcome.WRONG_VALUE)
+
+
+@pytest.mark.parametrize(
+    "source", ["assert f(1) == 5", "assert f(1) != 5", "assert f(1)", "assert not f(1)", "assert len(f(1)) == 1"]
+)
+def test_an_opaque_value_never_passes(source: str) -> None:
+    for value in (object(), [object()], {1: (object(),)}):
+        assert verdict(source, value).outcome is Outcome.OPAQUE_VALUE
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("assert f(1) < 2", [1]),
+        ("assert f(1)[5] == 2", [1]),
+        ("assert 1 / f(1) == 2", 0),
+        ("assert f(1) * 2 == 2", 1 << 5000),
+        ("assert f(1) % 7 == 2", 1 << 9_000),
+        ("assert str(f(1)) == '2'", 1 << 500_000),
+        ("assert round(1, f(1)) == 2", -(10**9)),
+        ("assert list(range(f(1))) == 2", 10**9),
+        ("assert 7 ** f(1) == 2", 1 << 60),
+        ("assert 'a' * f(1) == 'a'", 1 << 60),
+        ("assert sum(f(1)) == 2", [[1], [2]]),
+        ("assert set(f(1)) == 2", [((1 << 61) - 1) * i for i in range(1, 1000)]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_comparison_that_fails_or_costs_too_much(source: str, value: Any) -> None:
+    result = verdict(source, value)
+    assert result.outcome is Outcome.WRONG_VALUE
+    assert result.message
+
+
+def test_huge_integers() -> None:
+    number = 7**40_000
+    assert verdict(f"assert f(1) == {hex(number)}", number).passed if len(hex(number)) < 16000 else True
+    check = check_assert("assert f(1) == 1", "f")
+    result = judge(check, [Observation(None, encode(number))])
+    assert result.outcome is Outcome.WRONG_VALUE
+    assert len(result.got) <= 100
+    assert decode(encode(number)) == number
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert f(f(1)) == 2",
+        "assert f(g) == 2",
+        "assert f(*[1]) == 2",
+        "assert f(lambda x: x) == 2",
+        "assert f(1).attribute == 2",
+        "assert f(1).count(2) == 2",
+        "assert f == f",
+        "assert f(open('x')) == 2",
+        "assert [f(i) for i in (1, 2)] == [1, 2]",
+        "assert f(9 ** 9 ** 9) == 2",
+        "assert f('a' * 10 ** 9) == 2",
+        "assert f(1 / 0) == 2",
+        "assert f(" + "-" * 800 + "1) == 2",
+        "assert repr(f(1)) == '2'",
+        "assert f(1) == __import__('os')",
+    ],
+)
+def test_what_must_run_inside(source: str) -> None:
+    check = check_assert(source, "f")
+    assert isinstance(check, StatementCheck)
+    assert check.units == ({"statement": source},)
+    assert judge(check, [Observation(None, ["none"])]).spoofable
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "f(1) == 2",
+        "assert f(1) == 2; import os",
+        "assert g(1) == 2",
+        "assert f(",
+        "assert f('" + "a" * 17_000 + "')",
+        "assert f(" + "(" * 300 + ")" * 300 + ")",
+        "assert f(" + "-" * 16_000 + "1)",
+        "assert f(1) == '\0'",
+        "",
+    ],
+)
+def test_no_test(source: str) -> None:
+    with pytest.raises(ValueError, match=r"test|entry"):
+        check_assert(source, "f")
+
+
+def test_calls_with_expected_values() -> None:
+    check = check_call(" f(1, [2]) ", "{1: 'a'}", "f")
+    assert judge(check, [Observation(None, encode({1: "a"}))]).passed
+    for call, expected in (("g(1)", "2"), ("f(1", "2"), ("f(1)", "2 =")):
+        with pytest.raises(ValueError, match="test"):
+            check_call(call, expected, "f")
+
+
+def test_standard_output() -> None:
+    check = check_stdin("1 2\n", "3\nx\n")
+    for printed, outcome in (
+        (b"3\nx", Outcome.PASS),
+        (b"3  \nx\r\n\n\n", Outcome.PASS),
+        (b"3\n\nx", Outcome.WRONG_VALUE),
+        (b" 3\nx", Outcome.WRONG_VALUE),
+        (b"\xff\x00", Outcome.WRONG_VALUE),
+        (b"", Outcome.WRONG_VALUE),
+    ):
+        result = judge(check, [Observation(None, ["none"])], printed)
+        assert result.outcome is outcome
+        assert result.got.isprintable() or "\n" in result.got
+    with pytest.raises(ValueError, match="stdout"):
+        check_stdin("", "x" * 17_000)
+
+
+def test_behaviour_is_equal_for_equal_values_only() -> None:
+    values = [{1, 2}, {2, 1}, {"a": 1, "b": 2}, {"b": 2, "a": 1}, [1, 2], (1, 2), 1, 1.0, True]
+    behaviours = [verdict("assert f(1) == 0", value).behaviour for value in values]
+    assert behaviours[0] == behaviours[1]
+    assert behaviours[2] == behaviours[3]
+    assert len(set(behaviours)) == len(values) - 2
