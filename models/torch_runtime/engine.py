@@ -15,7 +15,7 @@ from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.model import ForwardModel
 from models.torch_runtime.scheduler import Scheduler, Work
 from models.torch_runtime.sequence import Sequence as TokenSequence
-from models.torch_runtime.speculation import Round, Speculator, default_first, without_nan
+from models.torch_runtime.speculation import Round, Speculator, default_first, verdicts, without_nan
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
@@ -150,9 +150,8 @@ class Engine:
         scores |= self._scores(works, spans, logits, "processed")
         single = [i for i in spans if i not in rounds]
         outcomes = self._draw_single(works, spans, single, logits, scores) if single else {}
-        for i, one in rounds.items():
-            span = spans[i]
-            outcomes[i] = self._draw_round(one, logits[span.start : span.stop], scores.get(i))
+        if rounds:
+            outcomes |= self._draw_rounds(rounds, spans, logits, scores)
         return outcomes
 
     @staticmethod
@@ -208,20 +207,29 @@ class Engine:
             for i, token, bad in zip(single, host_tokens, host_faulty, strict=True)
         }
 
-    def _draw_round(self, one: Round, logits: Tensor, scores: Tensor | None) -> list[Sampled]:
-        """A round's verdict: the tokens of the accepted path, and one more."""
+    def _draw_rounds(
+        self,
+        rounds: Mapping[int, Round],
+        spans: Mapping[int, range],
+        logits: Tensor,
+        scores: Mapping[int, Tensor],
+    ) -> dict[int, list[Sampled]]:
+        """Each round's verdict: the tokens of the accepted path, and one more."""
         logits, faulty = without_nan(logits)
-        verdict = one.verdict(logits, self._draw)
-        one.path = verdict.path
-        nodes = [0, *verdict.path][: len(verdict.tokens)]
-        entries: list[TokenLogprob | None] = [None] * len(nodes)
-        if scores is not None:
-            count = one.sequence.generation.logprobs or 0
-            entries = [*token_logprobs(scores[nodes], verdict.tokens, [count] * len(nodes))]
-        return [
-            Sampled(token, faulty[node], entry)
-            for token, node, entry in zip(verdict.tokens, nodes, entries, strict=True)
-        ]
+        drawn: dict[int, list[Sampled]] = {}
+        for i, verdict in verdicts(rounds, spans, logits, self._draw).items():
+            one, start = rounds[i], spans[i].start
+            one.path = verdict.path
+            nodes = [0, *verdict.path][: len(verdict.tokens)]
+            entries: list[TokenLogprob | None] = [None] * len(nodes)
+            if i in scores:
+                count = one.sequence.generation.logprobs or 0
+                entries = [*token_logprobs(scores[i][nodes], verdict.tokens, [count] * len(nodes))]
+            drawn[i] = [
+                Sampled(token, faulty[start + node], entry)
+                for token, node, entry in zip(verdict.tokens, nodes, entries, strict=True)
+            ]
+        return drawn
 
     def _read_prompts(self, works: Sequence[Work], batch: PackedBatch, hidden: Tensor) -> None:
         """Hands prompt positions' log-probabilities and hidden states to those who asked for them."""

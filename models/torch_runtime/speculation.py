@@ -20,6 +20,7 @@ from strategies.errors import InvalidRequest
 from strategies.runtime import ModelInfo
 from strategies.sampling.pipeline import faulty_rows, process, sample
 from strategies.speculative.coupled import CoupledNoise, verify_by_samples
+from strategies.speculative.method import Method
 from strategies.speculative.ngram import PromptLookup, continuation
 from strategies.speculative.noise import Noise, RoundNoise
 from strategies.speculative.speculation import NgramSpeculation, Speculation
@@ -110,12 +111,43 @@ class Round:
             None if chain else tree.ancestor_mask().numpy(),
         )
 
-    def verdict(self, logits: Tensor, draw: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
-        """What is emitted. logits: float32 [N+1, V], the target's at every node after the pipeline, free of NaN."""
-        if self.coupled or self.noise is None:
-            positions = [self.sequence.length + depth for depth in self.tree.depths]
-            return verify_by_samples(self.tree, sample(logits, self.rows, positions, draw).tolist())
-        return verify(self.method.rule, [self.tree], [logits], [self.noise])[0]
+
+def verdicts(
+    rounds: Mapping[int, Round],
+    spans: Mapping[int, range],
+    logits: Tensor,
+    draw: Callable[[Tensor, Tensor], Tensor],
+) -> dict[int, Verdict]:
+    """What each round emits; all trees of one method are walked together, level by level.
+
+    logits: float32 [R, V], the target's after the pipeline, free of NaN. spans: for each round its tree's rows of them.
+    """
+    found: dict[int, Verdict] = {}
+    sampled: list[int] = []
+    by_method: dict[type[Method], list[int]] = {}
+    for i, one in rounds.items():
+        if one.coupled or one.noise is None:
+            sampled.append(i)
+        else:
+            by_method.setdefault(type(one.method), []).append(i)
+    if sampled:
+        rows = [row for i in sampled for row in rounds[i].rows]
+        positions = [rounds[i].sequence.length + depth for i in sampled for depth in rounds[i].tree.depths]
+        places = [row for i in sampled for row in spans[i]]
+        together = len(places) == places[-1] + 1 - places[0]  # then a view, not a copy of some megabytes
+        picked = logits[places[0] : places[-1] + 1] if together else logits[places]
+        tokens = sample(picked, rows, positions, draw).tolist()
+        start = 0
+        for i in sampled:
+            tree = rounds[i].tree
+            found[i] = verify_by_samples(tree, tokens[start : start + len(tree) + 1])
+            start += len(tree) + 1
+    for group in by_method.values():
+        trees, noises = [rounds[i].tree for i in group], [rounds[i].noise for i in group]
+        targets = [logits[spans[i].start : spans[i].stop] for i in group]
+        walked = verify(rounds[group[0]].method.rule, trees, targets, noises)
+        found |= zip(group, walked, strict=True)
+    return found
 
 
 class Speculator:
@@ -238,4 +270,5 @@ def default_first(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
 def without_nan(logits: Tensor) -> tuple[Tensor, list[bool]]:
     """Rows [R, V] with faulty ones made flat, and which they were."""
     faulty = faulty_rows(logits)
-    return torch.where(faulty[:, None], 0.0, logits), faulty.tolist()
+    which = faulty.tolist()
+    return (torch.where(faulty[:, None], 0.0, logits) if any(which) else logits), which
