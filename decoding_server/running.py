@@ -163,6 +163,10 @@ class RunningRequest:
             "seconds": round(self.meter.seconds, 6),
             "budget_exhausted": self.meter.exhausted,
         }
+        if spend.rounds:
+            usage["decoding"]["block_efficiency"] = round(1 + spend.accepted_tokens / spend.rounds, 4)
+        if spend.picked:
+            usage["decoding"]["picked"] = spend.picked
         return usage
 
     def token_counts(self) -> Usage:

@@ -21,6 +21,7 @@ from strategies.budget import Budget, Meter
 from strategies.errors import ContextLengthExceeded, ModelNotFound
 from strategies.runtime import Generation, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
+from strategies.speculative.speculation import Speculation
 
 ORDINARY = frozenset({"top_k", "top_p", "min_p", "repetition_penalty", "presence_frequency_penalty"})
 """Transforms that every server has, which are no strategy of their own."""
@@ -123,7 +124,7 @@ class Service:
                 cache_salt=request.cache_salt or "",
                 skip_special_tokens=request.skip_special_tokens is not False,
                 visible_special_tokens=visible_special_tokens,
-                speculation=None if request.decoding is None else request.decoding.speculation,
+                speculation=speculation_of(request),
                 meter=meter,
             )
             for prompt in prompts
@@ -215,6 +216,11 @@ def strategy_of(generation: Generation) -> str:
         return generation.speculation.name
     special = [one.name for one in generation.sampling.transforms if one.slot and one.name not in ORDINARY]
     return special[-1] if special else STANDARD
+
+
+def speculation_of(request: GenerationRequest) -> Speculation | None:
+    asked = None if request.decoding is None else request.decoding.speculation
+    return None if asked is None else asked.resolved(seeded=request.seed is not None)
 
 
 def tool_format_of(parser: str, chat_template: str | None) -> ToolCallFormat | None:

@@ -38,6 +38,7 @@ class Spend:
     drafted_tokens:  draft tokens that the target verified
     accepted_tokens: those of them that became output
     accepted_by_level: the same by level of the draft tree, first level first
+    picked:          steps by the draft tree that adaptive speculation picked for them, "off" for none
     rounds:          forward passes of a sequence that verified drafts; accepted_tokens / rounds + 1 is block efficiency
     forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
     flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
@@ -50,9 +51,14 @@ class Spend:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     accepted_by_level: list[int] = field(default_factory=list)
+    picked: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     forward_passes: int = 0
     flops: float = 0.0
+
+    def picks(self, name: str) -> None:
+        """Counts a step for which adaptive speculation picked this."""
+        self.picked[name] = self.picked.get(name, 0) + 1
 
 
 @dataclass(slots=True)

@@ -24,7 +24,8 @@ class DecodingUsage(TypedDict):
     target_tokens: computed by the model. draft_tokens: computed by a draft. drafted_tokens: verified in `rounds`
     forward passes; accepted_tokens of them became output, by level of the draft tree in accepted_by_level.
     cached_tokens: taken from the prefix cache instead. output_tokens: generated. seconds: wall time since submission.
-    budget_exhausted: the unit that ended the request, or null.
+    budget_exhausted: the unit that ended the request, or null. block_efficiency: tokens per round, when there were any.
+    picked: with speculation `auto`, the steps for which it picked each draft tree, "off" for none.
     """
 
     target_tokens: int
@@ -39,6 +40,8 @@ class DecodingUsage(TypedDict):
     flops: float
     seconds: float
     budget_exhausted: str | None
+    block_efficiency: NotRequired[float]
+    picked: NotRequired[dict[str, int]]
 
 
 class Usage(TypedDict):

@@ -1,6 +1,7 @@
 """The engine: one step is schedule, forward, sample, commit. It runs on its own thread; see `runtime`."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from strategies.randomness import gumbel_argmax
 from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
 from strategies.sampling.pipeline import faulty_rows, process, sample
 from strategies.sampling.row import Row
+from strategies.speculative.speculation import AutoSpeculation
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,12 @@ class Engine:
         prefix_cache: bool = True,
         draw: Callable[[Tensor, Tensor], Tensor] = gumbel_argmax,
         drafters: Callable[[SlotPool], Sequence[Drafter]] = lambda pool: (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """drafters: makes them, given the target's pool. Raises ValueError for a pool in which the longest sequence
-        does not fit: it would preempt itself for ever."""
+        """drafters: makes them, given the target's pool. clock: seconds, by which `auto` learns what steps cost.
+
+        Raises ValueError for a pool in which the longest sequence does not fit: it would preempt itself for ever.
+        """
         if num_slots < info.max_model_len:
             raise ValueError(f"{num_slots} KV slots can't hold a sequence of {info.max_model_len} tokens")
         shape = model.shape
@@ -63,7 +68,7 @@ class Engine:
             dtype=shape.kv_dtype,
             device=shape.device,
         )
-        self.speculator = Speculator(info, default_first(drafters(self.pool)))
+        self.speculator = Speculator(info, default_first(drafters(self.pool)), clock)
         self.scheduler = Scheduler(
             self.pool,
             info,
@@ -74,22 +79,36 @@ class Engine:
         )
         self.steps = 0
         self._draw = draw
+        self._clock = clock
+        self._verifying = 0.0  # seconds of this step
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Computes one forward pass for all that is scheduled. False when there was nothing to do."""
+        started = self._clock()
         works = self.scheduler.schedule()
         if not works:
             return False
         self.steps += 1
+        scheduled = self._clock()
         works, rounds = self._draft(works)
+        drafting = self._clock() - scheduled
         if not works:
             return True
         segments = [rounds[i].target_segment() if i in rounds else self._segment(work) for i, work in enumerate(works)]
         batch = PackedBatch(segments, self.model.shape.device)
         hidden = self.model.forward(batch, self.pool)
         self._read_prompts(works, batch, hidden)
+        self._verifying = 0.0
         self._commit(works, rounds, self._sample(works, rounds, batch, hidden))
+        self.speculator.adaptive.observe_step(
+            batch.num_tokens,
+            len(rounds),
+            target=self._clock() - started - drafting - self._verifying,
+            draft=drafting,
+            verify=self._verifying,
+            whole=all(work.count == 1 and work.sample and not len(work.extra) for work in works),
+        )
         return True
 
     @staticmethod
@@ -103,7 +122,7 @@ class Engine:
         rounds: dict[int, Round] = {}
         behind: list[TokenSequence] = []
         for i, work in enumerate(works):
-            speculation = work.sequence.generation.speculation
+            speculation = work.sequence.speculation
             if work.plan is None or speculation is None:
                 continue
             if work.plan.levels:
@@ -151,7 +170,11 @@ class Engine:
         single = [i for i in spans if i not in rounds]
         outcomes = self._draw_single(works, spans, single, logits, scores) if single else {}
         if rounds:
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)  # else the forward would count as verification
+            verifying = self._clock()
             outcomes |= self._draw_rounds(rounds, spans, logits, scores)
+            self._verifying = self._clock() - verifying
         return outcomes
 
     @staticmethod
@@ -281,9 +304,12 @@ class Engine:
                         emitted += 1
                     if not going:
                         break
+                if isinstance(sequence.generation.speculation, AutoSpeculation) and sequence.num_outputs > emitted:
+                    sequence.meter.spend.picks("off" if one is None else sequence.picked)
                 if one is not None:
                     unsettled = False
                     self.scheduler.commit_round(work, one.path, emitted)
+                    self.speculator.adaptive.observe_round(sequence, one.tree, one.path)
                 if not going:
                     self.scheduler.finish(sequence)
             except Exception as error:  # a bug met by one request must not take the others down

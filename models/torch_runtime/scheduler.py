@@ -104,6 +104,7 @@ class Scheduler:
         """Gives every running sequence its share of the step."""
         works: list[Work] = []
         prefill_budget = self._max_num_batched_tokens - sum(s.pending == 1 for s in self.running)
+        self._speculator.adaptive.choose(self.running, prefill_budget)
         drafting = self._drafting()
         needed = sum(s.pending for s in self.running)  # slots that trees must leave to those still to be planned
         reserved: set[int] = set()  # meters that hold more than was spent, for a round of this step
@@ -114,7 +115,7 @@ class Scheduler:
             sharing[id(sequence.meter)] -= 1
             if sequence.node is None or self._over_budget(sequence, reserved=id(sequence.meter) in reserved):
                 continue
-            speculates = sequence.generation.speculation is not None and sequence.pending == 1
+            speculates = sequence.speculation is not None and sequence.pending == 1
             if speculates and sequence.num_outputs and id(sequence) not in drafting:
                 continue
             count = 1 if sequence.pending == 1 else min(sequence.pending, prefill_budget)
@@ -144,7 +145,7 @@ class Scheduler:
         chosen: set[int] = set()
         nodes = 0
         for sequence in sorted(self.running, key=lambda sequence: sequence.last_round):
-            speculation = sequence.generation.speculation
+            speculation = sequence.speculation
             if speculation is None or sequence.pending != 1:
                 continue
             size = speculation.nodes(speculation.length)

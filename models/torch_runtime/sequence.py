@@ -12,6 +12,8 @@ from strategies.errors import DecodingError
 from strategies.runtime import Delta, FinishReason, Generation, TokenLogprob
 from strategies.sampling.contrastive import contrastive_of
 from strategies.sampling.row import Row
+from strategies.speculative.acceptance_estimate import AcceptanceCounts
+from strategies.speculative.speculation import AutoSpeculation, Speculation
 from strategies.text import TextAssembler, Tokenizer
 
 
@@ -48,6 +50,11 @@ class Sequence:
         self.charged = 0  # tokens paid for or cached; recomputing them after a preemption costs the request nothing
         self.cancelled = False
         self.last_round = 0  # engine step in which it last speculated
+        # What it asked for; with `auto`, what was picked for this step.
+        asked = generation.speculation
+        self.speculation: Speculation | None = None if isinstance(asked, AutoSpeculation) else asked
+        self.picked = ""  # its name, for `auto`
+        self.acceptance: dict[str, AcceptanceCounts] = {}  # by drafter, for `auto`
         self.row = Row(generation, eos_token_ids, tokenizer)
         self._tokenizer = tokenizer
         self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)

@@ -5,6 +5,7 @@ draft tree. Node i of the tree lives in slot i of the step's work, so accepting 
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.torch_runtime.adaptive import AdaptiveSpeculation
 from models.torch_runtime.batch import Segment
-from models.torch_runtime.drafters import EARLY_EXIT, Drafter
+from models.torch_runtime.drafters import CATCH_UP, EARLY_EXIT, Drafter
 from models.torch_runtime.kv_pool import Slots
 from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.errors import InvalidRequest
 from strategies.runtime import ModelInfo
 from strategies.sampling.pipeline import faulty_rows, process, sample
+from strategies.speculative.auto import NGRAM
 from strategies.speculative.coupled import CoupledNoise, verify_by_samples
 from strategies.speculative.method import Method
 from strategies.speculative.ngram import PromptLookup, continuation
 from strategies.speculative.noise import Noise, RoundNoise
-from strategies.speculative.speculation import NgramSpeculation, Speculation
+from strategies.speculative.speculation import AutoSpeculation, NgramSpeculation, Speculation
 from strategies.speculative.support import most_likely
 from strategies.speculative.verify import Verdict, verify
 
@@ -31,8 +34,6 @@ log = logging.getLogger(__name__)
 
 DRAFT_SUPPORT = 256
 """Most likely tokens of a draft distribution that are drawn from; what is cut is accepted next to never."""
-CATCH_UP = 256
-"""Most tokens that a draft model computes of one sequence's history in one step, before it can draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +154,21 @@ def verdicts(
 class Speculator:
     """Plans and drafts for all sequences of a step. drafters: by name, the default one first."""
 
-    def __init__(self, info: ModelInfo, drafters: Mapping[str, Drafter]) -> None:
-        self._info = info
+    def __init__(
+        self, info: ModelInfo, drafters: Mapping[str, Drafter], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._info, self._clock = info, clock
         self.drafters = dict(drafters)
+        self.adaptive = AdaptiveSpeculation(info, drafters)
 
     def check(self, speculation: Speculation) -> None:
         """Raises InvalidRequest for a drafter that isn't there."""
         param = "decoding.speculation.drafter"
-        if not speculation.uses_draft:
+        if isinstance(speculation, AutoSpeculation):
+            if speculation.drafter not in (None, NGRAM, *self.drafters):
+                known = ", ".join([*self.drafters, NGRAM])
+                raise InvalidRequest(f"{str(speculation.drafter)[:100]!r} is no drafter; there are: {known}", param)
+        elif not speculation.uses_draft:
             if speculation.drafter is not None:
                 raise InvalidRequest(f"{speculation.name} drafts from the context and takes no drafter", param)
         elif not self.drafters:
@@ -182,7 +190,7 @@ class Speculator:
         Only for a sequence with nothing but its last token left to compute, and never for the first output: whether the
         prompt's last token is computed alone depends on the cache, and a seeded result must not.
         """
-        speculation = sequence.generation.speculation
+        speculation = sequence.speculation
         if speculation is None or sequence.num_outputs == 0:
             return None
         levels = min(speculation.length, sequence.max_length - sequence.length - 1)
@@ -221,7 +229,7 @@ class Speculator:
         for name, drafter in self.drafters.items():
             segments = []
             for sequence in sequences:
-                speculation = sequence.generation.speculation
+                speculation = sequence.speculation
                 if speculation is not None and self.drafter_of(speculation).name == name:
                     known = drafter.computed(sequence.slots)
                     tokens = sequence.tokens[known : known + CATCH_UP].astype(np.int64)
@@ -234,7 +242,7 @@ class Speculator:
         """Grows every round's tree; one forward of a drafter per level, for all rounds that it drafts for."""
         groups: dict[str, list[Round]] = {}
         for one in rounds:
-            speculation = one.sequence.generation.speculation
+            speculation = one.sequence.speculation
             assert speculation is not None
             if isinstance(one.method, PromptLookup):
                 one.method.draft(one.tree, one.sequence.tokens)
@@ -247,6 +255,7 @@ class Speculator:
                 active = [one for one in active if one.drafting]
 
     def _draft_level(self, drafter: Drafter, active: Sequence[Round]) -> None:
+        started = self._clock()
         segments = [one.draft_segments(drafter) for one in active]
         logits = drafter.logits([segment for part in segments for segment in part])
         rows = [one.rows[node] for one in active for node in one.tree.frontier()]
@@ -260,6 +269,8 @@ class Speculator:
             for segment in part:
                 one.draft_tokens += len(segment.tokens)
                 one.draft_flops += drafter.flops(len(segment.tokens), len(segment.context))
+        tokens = sum(len(segment.tokens) for part in segments for segment in part)
+        self.adaptive.observe_draft(drafter.name, tokens, self._clock() - started)
 
 
 def default_first(drafters: Sequence[Drafter]) -> dict[str, Drafter]:

@@ -6,8 +6,8 @@ perturbed log-probabilities are Gumbels conditioned on having G as their maximum
 
     G~_x = phi_x + Gumbel,  Z = max_x G~_x,  G_x = -log(exp(-G) - exp(-Z) + exp(-G~_x))
 
-At temperature 0 it becomes a beam search by the gaps to the arg-max: the limit of (log p(x) - max log p) / T over small T
-keeps the order of the sums of the gaps, and the arg-max path, whose gaps are 0, is always the first beam.
+At temperature 0 it becomes a beam search by the gaps to the arg-max: (log p(x) - max log p) / T keeps, as T goes to 0,
+the order of the sums of the gaps, and the arg-max path, whose gaps are 0, is always the first beam.
 
 A level keeps the W largest G_x over all beams. Whether a node's next child is kept depends on Gumbel values and on
 other beams, not on which token it is, so the children that are kept can be verified as draws without replacement,

@@ -29,10 +29,9 @@ from torch import Tensor
 
 from models.scripted import ScriptedModel
 from models.torch_runtime.batch import Segment
-from models.torch_runtime.drafters import ModelDrafter, check_vocabularies
+from models.torch_runtime.drafters import CATCH_UP, ModelDrafter, check_vocabularies
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.kv_pool import SlotPool
-from models.torch_runtime.speculation import CATCH_UP
 from models.torch_runtime.weights import load_model
 from strategies.errors import ModelLoadError
 from strategies.runtime import Generation, StopConditions
