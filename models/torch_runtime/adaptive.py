@@ -8,6 +8,7 @@ server that computes prompts at every step never gets to speculate by itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,22 +25,28 @@ from strategies.speculative.acceptance_estimate import (
 )
 from strategies.speculative.auto import NGRAM, OFF, Load, Menu, Shape, choose, extra_seconds, shapes_of
 from strategies.speculative.draft_tree import DraftTree
-from strategies.speculative.ngram import continuation
+from strategies.speculative.ngram import longest_match
 from strategies.speculative.speculation import AutoSpeculation, NgramSpeculation
 from strategies.speculative.step_cost import CostCurve, Numbers, StepCosts
 
 LARGEST = 64
 """Most nodes of a tree that is considered."""
 KEEP_FOR = 4
-"""Steps for which a choice holds while the same sequences run."""
+"""Steps for which a choice holds while the same sequences run and look-up matches as much."""
 PROBE_SHARE = 0.02
 PROBE_LENGTHS = {NGRAM: 3}
 PROBE_LENGTH = 2
-LONGEST_CREDIT = 5.0
-"""Seconds of probing that can be saved up: a burst of probes is no longer. A dearer probe leaves a debt."""
 PLAIN_EVERY = 64
 HORIZON = 64
 """Tokens that a sequence is expected to go on for, at most: over so many its draft's catching up has to pay."""
+
+
+class Ready(NamedTuple):
+    """A sequence that may get a tree in this step. match: tokens that look-up matched, 0 for none."""
+
+    sequence: TokenSequence
+    asked: AutoSpeculation
+    match: int
 
 
 class AdaptiveSpeculation:
@@ -54,46 +61,52 @@ class AdaptiveSpeculation:
         )
         self._shared: dict[tuple[str, str], AcceptanceCounts] = {}
         self._steps = 0
-        self._chosen: list[tuple[TokenSequence, int]] = []  # shapes, from the last time that they were chosen
+        self._choices: dict[tuple[int, ...], list[int]] = {}  # shapes of these sequences, by their matches
+        self._choices_of: list[TokenSequence] = []
         self._chosen_at = -KEEP_FOR
         self._speculated = 0  # steps in a row
         self._probed: dict[str, int] = dict.fromkeys(self._menu.drafters, 0)  # by drafter: step of its last round
+        self._active = False  # whether the step that is planned or computed has such a sequence
         self._probing = False
         self._plain_seconds = 0.0
         self._credit = 0.0
 
     def choose(self, running: Sequence[TokenSequence], prefill_budget: int) -> None:
         """Sets `speculation` of every sequence that has `auto`, for the step that is being planned."""
-        self._probing = False
-        ready: list[tuple[TokenSequence, AutoSpeculation]] = []
+        self._active = self._probing = False
+        ready: list[Ready] = []
         for sequence in running:
             asked = sequence.generation.speculation
             if isinstance(asked, AutoSpeculation):
                 sequence.speculation = None
                 if sequence.pending == 1 and sequence.num_outputs:
-                    ready.append((sequence, asked))
+                    sequence.match = _match(sequence) if asked.drafter in (None, NGRAM) else 0
+                    ready.append(Ready(sequence, asked, sequence.match))
         if not ready:
             return
         self._steps += 1
+        self._active = True
         load = _load(running, prefill_budget)
         shapes = self._shapes(ready, load)
-        for (sequence, asked), shape in zip(ready, shapes, strict=True):
+        for (sequence, asked, _), shape in zip(ready, shapes, strict=True):
             if shape != OFF:
                 sequence.speculation = asked.round_of(self._menu.shapes[shape])
                 sequence.picked = str(self._menu.shapes[shape])
                 self._probed[self._menu.shapes[shape].drafter] = self._steps
 
-    def _shapes(self, ready: Sequence[tuple[TokenSequence, AutoSpeculation]], load: Load) -> list[int]:
-        same = len(ready) == len(self._chosen) and all(
-            sequence is before for (sequence, _), (before, _) in zip(ready, self._chosen, strict=True)
-        )
-        if same and self._steps - self._chosen_at < KEEP_FOR:
-            shapes = [shape for _, shape in self._chosen]
-        else:
+    def _shapes(self, ready: Sequence[Ready], load: Load) -> list[int]:
+        before, now = self._choices_of, [one.sequence for one in ready]
+        same = len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
+        if not same or self._steps - self._chosen_at >= KEEP_FOR:
+            self._choices_of, self._chosen_at, self._choices = now, self._steps, {}
+        matches = tuple(one.match for one in ready)
+        if matches not in self._choices:
             expected, behind = self._expected(ready)
-            shapes = choose(self._menu, expected, behind, load, self.costs).chosen
-            self._chosen = [(sequence, shape) for (sequence, _), shape in zip(ready, shapes, strict=True)]
-            self._chosen_at = self._steps
+            self._choices[matches] = choose(self._menu, expected, behind, load, self.costs).chosen
+        shapes = self._choices[matches]
+        tokens = load.tokens + sum(float(self._menu.nodes[shape]) for shape in shapes if shape != OFF)
+        if tokens > self.costs.target.largest:
+            self._choices = {}  # a guess is tried once
         if all(shape == OFF for shape in shapes):
             self._speculated = 0
         else:
@@ -102,13 +115,14 @@ class AdaptiveSpeculation:
                 return [OFF] * len(shapes)
         return self._with_probe(ready, shapes, load)
 
-    def _expected(self, ready: Sequence[tuple[TokenSequence, AutoSpeculation]]) -> tuple[Numbers, Numbers]:
+    def _expected(self, ready: Sequence[Ready]) -> tuple[Numbers, Numbers]:
         """See `choose`: tokens that each sequence yields with each shape, and what its draft must compute first."""
         expected = np.ones((len(self._menu), len(ready)))
         behind = np.zeros_like(expected)
-        for place, (sequence, asked) in enumerate(ready):
+        for place, one in enumerate(ready):
+            sequence, asked = one.sequence, one.asked
             levels = sequence.max_length - sequence.length - 1
-            for drafter in self._usable(sequence, asked):
+            for drafter in self._usable(one):
                 which = self._menu.of_drafter[drafter]
                 which = which[self._menu.nodes[which] <= asked.max_nodes]
                 believed = self._estimate(sequence, asked, drafter)
@@ -116,17 +130,15 @@ class AdaptiveSpeculation:
                 behind[which, place] = self._behind(sequence, drafter) / max(1.0, min(levels, HORIZON) / 2)
         return expected, behind
 
-    def _usable(self, sequence: TokenSequence, asked: AutoSpeculation) -> Iterator[str]:
+    def _usable(self, one: Ready) -> Iterator[str]:
         for drafter in self._menu.drafters:
-            if asked.drafter in (None, drafter) and (drafter != NGRAM or _repeats(sequence)):
+            if one.asked.drafter in (None, drafter) and (drafter != NGRAM or one.match):
                 yield drafter
 
     def _behind(self, sequence: TokenSequence, drafter: str) -> int:
         return 0 if drafter == NGRAM else sequence.computed - self._drafters[drafter].computed(sequence.slots)
 
-    def _with_probe(
-        self, ready: Sequence[tuple[TokenSequence, AutoSpeculation]], shapes: list[int], load: Load
-    ) -> list[int]:
+    def _with_probe(self, ready: Sequence[Ready], shapes: list[int], load: Load) -> list[int]:
         """One sequence that has no tree may get a small one from the drafter that was not asked for longest."""
         if not self.costs.target.known or OFF not in shapes:
             return shapes
@@ -137,14 +149,15 @@ class AdaptiveSpeculation:
             shape = self._probe_shape(drafter)
             for place in range(len(ready)):
                 place = (place + self._steps) % len(ready)
-                sequence, asked = ready[place]
+                sequence, asked, _ = ready[place]
                 # A draft that is far behind catches up over several probes.
                 behind = min(self._behind(sequence, drafter), CATCH_UP)
-                allowed = asked.max_nodes >= self._menu.nodes[shape] and drafter in self._usable(sequence, asked)
+                allowed = asked.max_nodes >= self._menu.nodes[shape] and drafter in self._usable(ready[place])
                 if shapes[place] != OFF or not allowed:
                     continue
                 cost = extra_seconds(self._menu, shape, behind, load, self.costs)
-                if min(cost, LONGEST_CREDIT) <= self._credit:
+                if cost <= self._credit:
+                    self._credit = cost  # nothing is saved up for a burst of probes
                     self._probing = True
                     self._plain_seconds = float(self.costs.target(np.array(float(load.tokens))))
                     return [*shapes[:place], shape, *shapes[place + 1 :]]
@@ -155,18 +168,19 @@ class AdaptiveSpeculation:
         return self._menu.shapes.index(Shape(drafter, (1,) * PROBE_LENGTHS.get(drafter, PROBE_LENGTH)))
 
     def _estimate(self, sequence: TokenSequence, asked: AutoSpeculation, drafter: str) -> Estimate:
-        shared = self._shared.setdefault((drafter, _kind(sequence, asked)), shared_counts())
-        return estimate(sequence.acceptance.setdefault(drafter, own_counts()), shared)
+        source = _source(sequence, drafter)
+        shared = self._shared.setdefault((source, _kind(sequence, asked)), shared_counts())
+        return estimate(sequence.acceptance.setdefault(source, own_counts()), shared)
 
     def observe_round(self, sequence: TokenSequence, tree: DraftTree, path: Sequence[int]) -> None:
         """What verification made of a tree."""
         asked, picked = sequence.generation.speculation, sequence.speculation
         if not isinstance(asked, AutoSpeculation) or picked is None:
             return
-        drafter = NGRAM if isinstance(picked, NgramSpeculation) else str(picked.drafter)
+        source = _source(sequence, NGRAM if isinstance(picked, NgramSpeculation) else str(picked.drafter))
         families = families_of(tree, path)
-        sequence.acceptance.setdefault(drafter, own_counts()).observe(families)
-        self._shared.setdefault((drafter, _kind(sequence, asked)), shared_counts()).observe(families)
+        sequence.acceptance.setdefault(source, own_counts()).observe(families)
+        self._shared.setdefault((source, _kind(sequence, asked)), shared_counts()).observe(families)
 
     def observe_draft(self, drafter: str, tokens: int, seconds: float) -> None:
         """One forward of a drafter, drawing the children included."""
@@ -175,7 +189,8 @@ class AdaptiveSpeculation:
     def observe_step(self, tokens: int, trees: int, *, target: float, draft: float, verify: float, whole: bool) -> None:
         """A step. target, draft, verify: its seconds, by part. whole: every token of it was sampled from, as in the
         steps that are predicted; a step that also computes prompts has another price."""
-        self._credit = min(self._credit + PROBE_SHARE * (target + draft + verify), LONGEST_CREDIT)
+        if self._active:
+            self._credit += PROBE_SHARE * (target + draft + verify)
         if self._probing:
             self._credit -= draft + verify + max(0.0, target - self._plain_seconds)
         if whole:
@@ -208,10 +223,15 @@ def _load(running: Sequence[TokenSequence], prefill_budget: int) -> Load:
     return Load(tokens + min(prefill, max(0, prefill_budget)), outputs, trees)
 
 
-def _repeats(sequence: TokenSequence) -> bool:
-    """Whether look-up finds anything."""
+def _match(sequence: TokenSequence) -> int:
+    """How many of the last tokens occurred before, as far as look-up goes; 0 if it finds nothing."""
     lookup = NgramSpeculation()
-    return bool(continuation(sequence.tokens, lookup.max_ngram, lookup.min_ngram, 1))
+    return longest_match(sequence.tokens, lookup.max_ngram, lookup.min_ngram)[0]
+
+
+def _source(sequence: TokenSequence, drafter: str) -> str:
+    """Whose acceptance it is: a longer match of the context is right more often."""
+    return f"{drafter} {sequence.match}" if drafter == NGRAM else drafter
 
 
 def _kind(sequence: TokenSequence, asked: AutoSpeculation) -> str:

@@ -23,6 +23,7 @@ from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
 from strategies.sampling.pipeline import faulty_rows, process, sample
 from strategies.sampling.row import Row
 from strategies.speculative.speculation import AutoSpeculation
+from strategies.speculative.verify import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Engine:
         )
         self.steps = 0
         self._draw = draw
+        self.on_round: Callable[[Round, Tensor, Verdict], None] | None = None  # sees every round, for measurements
         self._clock = clock
         self._verifying = 0.0  # seconds of this step
 
@@ -243,6 +245,8 @@ class Engine:
         for i, verdict in verdicts(rounds, spans, logits, self._draw).items():
             one, start = rounds[i], spans[i].start
             one.path = verdict.path
+            if self.on_round is not None:
+                self.on_round(one, logits[start : spans[i].stop], verdict)
             nodes = [0, *verdict.path][: len(verdict.tokens)]
             entries: list[TokenLogprob | None] = [None] * len(nodes)
             if i in scores:

@@ -54,7 +54,8 @@ class Sequence:
         asked = generation.speculation
         self.speculation: Speculation | None = None if isinstance(asked, AutoSpeculation) else asked
         self.picked = ""  # its name, for `auto`
-        self.acceptance: dict[str, AcceptanceCounts] = {}  # by drafter, for `auto`
+        self.match = 0  # tokens that look-up matched, for `auto`
+        self.acceptance: dict[str, AcceptanceCounts] = {}  # by drafter (and match), for `auto`
         self.row = Row(generation, eos_token_ids, tokenizer)
         self._tokenizer = tokenizer
         self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)

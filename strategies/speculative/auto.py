@@ -24,6 +24,8 @@ HEADS = ((1,), (2,), (3,), (4,), (2, 2), (3, 2), (2, 2, 2))
 """How trees branch at their top; below, every node has one child."""
 MARGIN = 0.03
 """Speculation must promise this much more than plain decoding: estimates are noisy, and plain decoding is certain."""
+FARTHEST = 2
+"""A step may be this many times as large as the largest one that was timed: beyond, its cost is a mere guess."""
 OFF = -1
 
 
@@ -122,6 +124,7 @@ def choose(menu: Menu, expected: Numbers, behind: Numbers, load: Load, costs: St
     plain = load.outputs / float(_seconds(costs, np.array(float(load.tokens)), np.array(float(load.trees))))
     rate, tokens, outputs, trees, drafting = plain, float(load.tokens), float(load.outputs), float(load.trees), 0.0
     left = np.arange(sequences)
+    reach = max(load.tokens, FARTHEST * costs.target.largest) + FARTHEST
     for needed in (1.0 + MARGIN, 1.0 + MARGIN / 3):
         if not len(left):
             break
@@ -131,9 +134,10 @@ def choose(menu: Menu, expected: Numbers, behind: Numbers, load: Load, costs: St
         gained = np.cumsum(np.take_along_axis(gains, order, -1), -1)[:, counts - 1]
         history = np.cumsum(np.take_along_axis(behind[:, left], order, -1), -1)[:, counts - 1]
         draft = _draft_seconds(menu, history, counts, costs)
-        seconds = _seconds(costs, tokens + menu.nodes[:, None] * counts, trees + counts.astype(np.float64))
+        total = tokens + menu.nodes[:, None] * counts
+        seconds = _seconds(costs, total, trees + counts.astype(np.float64))
         seconds = seconds + draft + drafting
-        rates = (outputs + gained) / seconds
+        rates = np.where(total <= reach, (outputs + gained) / seconds, 0.0)
         best = int(rates.argmax())
         shape, count = best // len(counts), int(counts[best % len(counts)])
         if float(rates.flat[best]) < needed * rate:

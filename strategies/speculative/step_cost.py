@@ -28,6 +28,8 @@ class CostCurve:
         self._slope = slope
         self._samples: dict[int, deque[tuple[int, float]]] = {}
         self._knots: tuple[Numbers, Numbers] | None = None
+        self.largest = 0
+        """Tokens of the largest pass seen."""
 
     @property
     def known(self) -> bool:
@@ -39,6 +41,7 @@ class CostCurve:
         size = round(PER_OCTAVE * math.log2(tokens))
         self._samples.setdefault(size, deque(maxlen=KEPT)).append((tokens, max(seconds, 1e-9)))
         self._knots = None
+        self.largest = max(self.largest, tokens)
 
     def __call__(self, tokens: Numbers) -> Numbers:
         """Seconds of passes of so many tokens, any shape. Raises ValueError while nothing is known."""

@@ -96,8 +96,8 @@ def test_output_is_plain_output(options: dict[str, Any], cost: Cost) -> None:
     if cost is steep or "prefix_cache" in options:
         return  # it hardly pays; and steps that always compute some prompt teach no costs
     adaptive = [request.meter.spend for request in requests if isinstance(request.speculation, AutoSpeculation)]
-    assert sum(spend.accepted_tokens for spend in adaptive) > 20
-    assert sum(spend.drafted_tokens - spend.accepted_tokens for spend in adaptive) > 20
+    assert sum(spend.accepted_tokens for spend in adaptive) > 5
+    assert sum(spend.drafted_tokens - spend.accepted_tokens for spend in adaptive) > 5
 
 
 def test_greedy_output_is_plain_also_uncoupled() -> None:
@@ -216,7 +216,7 @@ def test_probes_stay_within_their_share() -> None:
     draft.answers([request], max_steps=20_000)
     plain = run(ENDLESS, {}, asked(1, 1000, None)) * 3
     rounds = request.meter.spend.rounds
-    assert rounds > 20
+    assert rounds > 8
     assert draft.now < plain * (1 + PROBE_SHARE) + 20
     assert request.meter.spend.picked["off"] == 2999 - rounds - request.meter.spend.accepted_tokens
 

@@ -110,6 +110,20 @@ def test_nothing_is_chosen_before_anything_was_measured() -> None:
     assert pick([{"draft": believed(1.0)}], StepCosts()).chosen == [OFF]
 
 
+def test_sizes_that_were_never_timed_are_approached_step_by_step() -> None:
+    """At most twice the largest pass so far: one trial of a guess must not cost as much as a hundred steps."""
+    price = StepCosts(drafts={"draft": CostCurve()})
+    price.target.observe(1, 1.0)
+    price.drafts["draft"].observe(1, 0.01)
+    nodes = []
+    for _ in range(4):
+        shape = shape_of(pick([{"draft": believed(1.0)}], price))
+        assert shape is not None
+        nodes.append(shape.nodes)
+        price.target.observe(1 + shape.nodes, 1.0)
+    assert nodes == [3, 8, 16, 16]
+
+
 def test_a_wide_tree_where_the_second_try_is_often_right() -> None:
     shape = shape_of(pick([{"draft": believed(0.4, 0.7)}], costs(0.001, 0.2)))
     assert shape is not None
