@@ -69,7 +69,7 @@ class Engine:
             dtype=shape.kv_dtype,
             device=shape.device,
         )
-        self.speculator = Speculator(info, default_first(drafters(self.pool)), clock)
+        self.speculator = Speculator(info, default_first(drafters(self.pool)), num_slots, clock)
         self.scheduler = Scheduler(
             self.pool,
             info,
@@ -119,8 +119,8 @@ class Engine:
         return Segment.chain(tokens.astype(np.int64), work.slots, work.context)
 
     def _draft(self, works: list[Work]) -> tuple[list[Work], dict[int, Round]]:
-        """What is left to compute, and the draft trees by number of the work that they belong to. A request whose draft
-        failed ends here."""
+        """What is left to compute by the target, and the draft trees by number of the work that they belong to. A
+        request whose draft failed ends here."""
         rounds: dict[int, Round] = {}
         behind: list[TokenSequence] = []
         for i, work in enumerate(works):
@@ -138,13 +138,15 @@ class Engine:
             for i, one in rounds.items():
                 work, tree = works[i], one.tree
                 self.scheduler.settle_draft(work, len(tree), one.draft_tokens, one.draft_flops)
-        failed = [i for i, one in rounds.items() if one.fault is not None]
-        for i in failed:
-            works[i].sequence.fail(RequestFailed(f"internal error: {rounds[i].fault}"))
-            self.scheduler.free_round(works[i], [])
-            self.scheduler.finish(works[i].sequence)
-        if failed:
-            kept = [i for i in range(len(works)) if i not in failed]
+        done = [i for i, work in enumerate(works) if not work.count]
+        for i, one in rounds.items():
+            if one.fault is not None:
+                works[i].sequence.fail(RequestFailed(f"internal error: {one.fault}"))
+                self.scheduler.free_round(works[i], [])
+                self.scheduler.finish(works[i].sequence)
+                done.append(i)
+        if done:
+            kept = [i for i in range(len(works)) if i not in done]
             rounds = {place: rounds[i] for place, i in enumerate(kept) if i in rounds}
             works = [works[i] for i in kept]
         return works, rounds

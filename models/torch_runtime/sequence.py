@@ -50,13 +50,16 @@ class Sequence:
         self.charged = 0  # tokens paid for or cached; recomputing them after a preemption costs the request nothing
         self.cancelled = False
         self.last_round = 0  # engine step in which it last speculated
+        self.row = Row(generation, eos_token_ids, tokenizer)
         # What it asked for; with `auto`, what was picked for this step.
         asked = generation.speculation
         self.speculation: Speculation | None = None if isinstance(asked, AutoSpeculation) else asked
+        # Whether its tokens depend on which tokens come from rounds, and from how large ones: then nothing but its own
+        # tokens and budget may decide that, neither the pool nor what a draft has cached.
+        self.fixed_rounds = self.speculation is not None and not (self.speculation.coupled or self.row.greedy)
         self.picked = ""  # its name, for `auto`
         self.match = 0  # tokens that look-up matched, for `auto`
         self.acceptance: dict[str, AcceptanceCounts] = {}  # by drafter (and match), for `auto`
-        self.row = Row(generation, eos_token_ids, tokenizer)
         self._tokenizer = tokenizer
         self._stop_ids: dict[int, str | int | None] = {} if stopping.ignore_eos else dict.fromkeys(eos_token_ids)
         self._stop_ids |= {token: token for token in stopping.stop_token_ids}

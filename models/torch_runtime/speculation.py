@@ -152,12 +152,17 @@ def verdicts(
 
 
 class Speculator:
-    """Plans and drafts for all sequences of a step. drafters: by name, the default one first."""
+    """Plans and drafts for all sequences of a step."""
 
     def __init__(
-        self, info: ModelInfo, drafters: Mapping[str, Drafter], clock: Callable[[], float] = time.perf_counter
+        self,
+        info: ModelInfo,
+        drafters: Mapping[str, Drafter],
+        num_slots: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._info, self._clock = info, clock
+        """drafters: by name, the default one first. num_slots: of the target's pool."""
+        self._info, self._clock, self.num_slots = info, clock, num_slots
         self.drafters = dict(drafters)
         self.adaptive = AdaptiveSpeculation(info, drafters)
 
@@ -184,7 +189,8 @@ class Speculator:
         return self.drafters[speculation.drafter or next(iter(self.drafters))]
 
     def plan(self, sequence: TokenSequence, room: int, siblings: int) -> DraftPlan | None:
-        """The largest round that the sequence's length, its request's budget and `room` slots allow, or None.
+        """The largest round that the sequence's length, its request's budget and `room` slots allow, or None; with
+        fixed rounds, that an empty pool allows.
 
         siblings: sequences of the same budget that are planned after it; a token is left for each of them.
         Only for a sequence with nothing but its last token left to compute, and never for the first output: whether the
@@ -194,6 +200,8 @@ class Speculator:
         if speculation is None or sequence.num_outputs == 0:
             return None
         levels = min(speculation.length, sequence.max_length - sequence.length - 1)
+        if sequence.fixed_rounds:
+            room = self.num_slots - sequence.computed  # what it has when it is alone: others are preempted for it
         if isinstance(speculation, NgramSpeculation):
             lookup = speculation.method(max(levels, 1))
             assert isinstance(lookup, PromptLookup)

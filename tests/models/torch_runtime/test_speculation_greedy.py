@@ -22,7 +22,7 @@ from strategies.speculative.speculation import Speculation
 
 pytestmark = pytest.mark.timeout(600)
 
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 LAYERS = 24  # of 30, so that some drafts are accepted and some are not
 GREEDY = sampling(temperature=0.0)
 EXACTLY = StopConditions(max_tokens=NEW_TOKENS, ignore_eos=True)
