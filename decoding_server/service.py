@@ -26,6 +26,7 @@ from strategies.runtime import Generation, GenerationStream, Runtime, SamplingPa
 from strategies.sampling.transform import Transform
 from strategies.search.run import SearchRun
 from strategies.search.search import Search
+from strategies.speculative.speculation import Speculation
 
 ORDINARY = frozenset({"top_k", "top_p", "min_p", "repetition_penalty", "presence_frequency_penalty"})
 """Transforms that every server has, which are no strategy of their own."""
@@ -152,7 +153,7 @@ class Service:
                 cache_salt=request.cache_salt or "",
                 skip_special_tokens=request.skip_special_tokens is not False,
                 visible_special_tokens=visible_special_tokens,
-                speculation=None if request.decoding is None else request.decoding.speculation,
+                speculation=speculation_of(request),
                 meter=meter,
             )
             for prompt in prompts
@@ -277,6 +278,11 @@ def strategy_of(generation: Generation, search: Search | None = None) -> str:
         return generation.speculation.name
     special = [one.name for one in generation.sampling.transforms if one.slot and one.name not in ORDINARY]
     return special[-1] if special else STANDARD
+
+
+def speculation_of(request: GenerationRequest) -> Speculation | None:
+    asked = None if request.decoding is None else request.decoding.speculation
+    return None if asked is None else asked.resolved(seeded=request.seed is not None)
 
 
 def tool_format_of(parser: str, chat_template: str | None) -> ToolCallFormat | None:

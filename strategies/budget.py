@@ -40,6 +40,7 @@ class Spend:
     accepted_by_level: the same by level of the draft tree, first level first
     scorer_calls:    values asked for by a search (tokens of the served model are in the counts above)
     scorer_tokens:   tokens computed by a reward model of its own, and their operations in scorer_flops
+    picked:          steps by the draft tree that adaptive speculation picked for them, "off" for none
     rounds:          forward passes of a sequence that verified drafts; accepted_tokens / rounds + 1 is block efficiency
     forward_passes:  engine steps in which the request had at least one token (a step is one forward of the model)
     flops:           2 * parameters * tokens + attention, see `ModelInfo.flops`
@@ -52,12 +53,17 @@ class Spend:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     accepted_by_level: list[int] = field(default_factory=list)
+    picked: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     scorer_calls: int = 0
     scorer_tokens: int = 0
     scorer_flops: float = 0.0
     forward_passes: int = 0
     flops: float = 0.0
+
+    def picks(self, name: str) -> None:
+        """Counts a step for which adaptive speculation picked this."""
+        self.picked[name] = self.picked.get(name, 0) + 1
 
 
 @dataclass(slots=True)

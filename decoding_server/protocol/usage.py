@@ -26,7 +26,8 @@ class DecodingUsage(TypedDict):
     cached_tokens: taken from the prefix cache instead. output_tokens: generated. scorer_calls: values a search asked
     for; scorer_tokens: computed for them by a reward model of its own. seconds: wall time since submission.
     budget_exhausted: the unit that ended the request, or null. search: counts of a search (nodes, finished, depth,
-    explored_tokens, calls), over all prompts.
+    explored_tokens, calls), over all prompts. block_efficiency: tokens per round, when there were any. picked: with
+    speculation `auto`, the steps for which it picked each draft tree, "off" for none.
     """
 
     target_tokens: int
@@ -44,6 +45,8 @@ class DecodingUsage(TypedDict):
     seconds: float
     budget_exhausted: str | None
     search: NotRequired[dict[str, int]]
+    block_efficiency: NotRequired[float]
+    picked: NotRequired[dict[str, int]]
 
 
 class Usage(TypedDict):

@@ -16,6 +16,8 @@ from strategies.errors import ModelLoadError
 from strategies.runtime import ModelInfo
 
 EARLY_EXIT = "early-exit"
+CATCH_UP = 256
+"""Most tokens that a draft model computes of one sequence's history in one step, before it can draft."""
 
 
 class Drafter(Protocol):

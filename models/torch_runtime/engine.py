@@ -1,6 +1,7 @@
 """The engine: one step is schedule, forward, sample, commit. It runs on its own thread; see `runtime`."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +16,14 @@ from models.torch_runtime.kv_pool import SlotPool
 from models.torch_runtime.model import ForwardModel
 from models.torch_runtime.scheduler import Scheduler, Work
 from models.torch_runtime.sequence import Sequence as TokenSequence
-from models.torch_runtime.speculation import Round, Speculator, default_first, without_nan
+from models.torch_runtime.speculation import Round, Speculator, default_first, verdicts, without_nan
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
 from strategies.sampling.pipeline import Target, target
 from strategies.sampling.row import Row
+from strategies.speculative.speculation import AutoSpeculation
+from strategies.speculative.verify import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +51,12 @@ class Engine:
         prefix_cache: bool = True,
         draw: Callable[[Tensor, Tensor], Tensor] = gumbel_argmax,
         drafters: Callable[[SlotPool], Sequence[Drafter]] = lambda pool: (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """drafters: makes them, given the target's pool. Raises ValueError for a pool in which the longest sequence
-        does not fit: it would preempt itself for ever."""
+        """drafters: makes them, given the target's pool. clock: seconds, by which `auto` learns what steps cost.
+
+        Raises ValueError for a pool in which the longest sequence does not fit: it would preempt itself for ever.
+        """
         if num_slots < info.max_model_len:
             raise ValueError(f"{num_slots} KV slots can't hold a sequence of {info.max_model_len} tokens")
         shape = model.shape
@@ -63,7 +69,7 @@ class Engine:
             dtype=shape.kv_dtype,
             device=shape.device,
         )
-        self.speculator = Speculator(info, default_first(drafters(self.pool)))
+        self.speculator = Speculator(info, default_first(drafters(self.pool)), num_slots, clock)
         self.scheduler = Scheduler(
             self.pool,
             info,
@@ -74,22 +80,37 @@ class Engine:
         )
         self.steps = 0
         self._draw = draw
+        self.on_round: Callable[[Round, Tensor, Verdict], None] | None = None  # sees every round, for measurements
+        self._clock = clock
+        self._verifying = 0.0  # seconds of this step
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Computes one forward pass for all that is scheduled. False when there was nothing to do."""
+        started = self._clock()
         works = self.scheduler.schedule()
         if not works:
             return False
         self.steps += 1
+        scheduled = self._clock()
         works, rounds = self._draft(works)
+        drafting = self._clock() - scheduled
         if not works:
             return True
         segments = [rounds[i].target_segment() if i in rounds else self._segment(work) for i, work in enumerate(works)]
         batch = PackedBatch(segments, self.model.shape.device)
         hidden = self.model.forward(batch, self.pool)
         self._read_prompts(works, batch, hidden)
+        self._verifying = 0.0
         self._commit(works, rounds, self._sample(works, rounds, batch, hidden))
+        self.speculator.adaptive.observe_step(
+            batch.num_tokens,
+            len(rounds),
+            target=self._clock() - started - drafting - self._verifying,
+            draft=drafting,
+            verify=self._verifying,
+            whole=all(work.count == 1 and work.sample and not len(work.extra) for work in works),
+        )
         return True
 
     @staticmethod
@@ -98,12 +119,12 @@ class Engine:
         return Segment.chain(tokens.astype(np.int64), work.slots, work.context)
 
     def _draft(self, works: list[Work]) -> tuple[list[Work], dict[int, Round]]:
-        """What is left to compute, and the draft trees by number of the work that they belong to. A request whose draft
-        failed ends here."""
+        """What is left to compute by the target, and the draft trees by number of the work that they belong to. A
+        request whose draft failed ends here."""
         rounds: dict[int, Round] = {}
         behind: list[TokenSequence] = []
         for i, work in enumerate(works):
-            speculation = work.sequence.generation.speculation
+            speculation = work.sequence.speculation
             if work.plan is None or speculation is None:
                 continue
             if work.plan.levels:
@@ -117,13 +138,15 @@ class Engine:
             for i, one in rounds.items():
                 work, tree = works[i], one.tree
                 self.scheduler.settle_draft(work, len(tree), one.draft_tokens, one.draft_flops)
-        failed = [i for i, one in rounds.items() if one.fault is not None]
-        for i in failed:
-            works[i].sequence.fail(RequestFailed(f"internal error: {rounds[i].fault}"))
-            self.scheduler.free_round(works[i], [])
-            self.scheduler.finish(works[i].sequence)
-        if failed:
-            kept = [i for i in range(len(works)) if i not in failed]
+        done = [i for i, work in enumerate(works) if not work.count]
+        for i, one in rounds.items():
+            if one.fault is not None:
+                works[i].sequence.fail(RequestFailed(f"internal error: {one.fault}"))
+                self.scheduler.free_round(works[i], [])
+                self.scheduler.finish(works[i].sequence)
+                done.append(i)
+        if done:
+            kept = [i for i in range(len(works)) if i not in done]
             rounds = {place: rounds[i] for place, i in enumerate(kept) if i in rounds}
             works = [works[i] for i in kept]
         return works, rounds
@@ -149,14 +172,15 @@ class Engine:
         targets = target(logits, rows)
         scores |= self._scores(works, spans, lambda: targets.logits, "processed")
         single = [i for i in spans if i not in rounds]
+        outcomes: dict[int, list[Sampled]] = {}
         if rounds:  # reads rows of all tokens; else a row may stay as few as it keeps
-            outcomes = {
-                i: self._draw_round(one, targets.logits[spans[i].start : spans[i].stop], scores.get(i))
-                for i, one in rounds.items()
-            }
-            targets = Target(targets.logits[[spans[i].start for i in single]])
-        else:
-            outcomes = {}
+            values = targets.logits
+            if values.is_cuda:
+                torch.cuda.synchronize(values.device)  # else the forward would count as verification
+            verifying = self._clock()
+            outcomes = self._draw_rounds(rounds, spans, values, scores)
+            self._verifying = self._clock() - verifying
+            targets = Target(values[[spans[i].start for i in single]])
         if single:
             outcomes |= self._draw_single(works, single, targets, scores)
         return outcomes
@@ -211,20 +235,31 @@ class Engine:
             for i, token, bad in zip(single, host_tokens, host_faulty, strict=True)
         }
 
-    def _draw_round(self, one: Round, logits: Tensor, scores: Tensor | None) -> list[Sampled]:
-        """A round's verdict: the tokens of the accepted path, and one more."""
+    def _draw_rounds(
+        self,
+        rounds: Mapping[int, Round],
+        spans: Mapping[int, range],
+        logits: Tensor,
+        scores: Mapping[int, Tensor],
+    ) -> dict[int, list[Sampled]]:
+        """Each round's verdict: the tokens of the accepted path, and one more."""
         logits, faulty = without_nan(logits)
-        verdict = one.verdict(logits, self._draw)
-        one.path = verdict.path
-        nodes = [0, *verdict.path][: len(verdict.tokens)]
-        entries: list[TokenLogprob | None] = [None] * len(nodes)
-        if scores is not None:
-            count = one.sequence.generation.logprobs or 0
-            entries = [*token_logprobs(scores[nodes], verdict.tokens, [count] * len(nodes))]
-        return [
-            Sampled(token, faulty[node], entry)
-            for token, node, entry in zip(verdict.tokens, nodes, entries, strict=True)
-        ]
+        drawn: dict[int, list[Sampled]] = {}
+        for i, verdict in verdicts(rounds, spans, logits, self._draw).items():
+            one, start = rounds[i], spans[i].start
+            one.path = verdict.path
+            if self.on_round is not None:
+                self.on_round(one, logits[start : spans[i].stop], verdict)
+            nodes = [0, *verdict.path][: len(verdict.tokens)]
+            entries: list[TokenLogprob | None] = [None] * len(nodes)
+            if i in scores:
+                count = one.sequence.generation.logprobs or 0
+                entries = [*token_logprobs(scores[i][nodes], verdict.tokens, [count] * len(nodes))]
+            drawn[i] = [
+                Sampled(token, faulty[start + node], entry)
+                for token, node, entry in zip(verdict.tokens, nodes, entries, strict=True)
+            ]
+        return drawn
 
     def _read_prompts(self, works: Sequence[Work], batch: PackedBatch, hidden: Tensor) -> None:
         """Hands prompt positions' log-probabilities and hidden states to those who asked for them."""
@@ -276,9 +311,12 @@ class Engine:
                         emitted += 1
                     if not going:
                         break
+                if isinstance(sequence.generation.speculation, AutoSpeculation) and sequence.num_outputs > emitted:
+                    sequence.meter.spend.picks("off" if one is None else sequence.picked)
                 if one is not None:
                     unsettled = False
                     self.scheduler.commit_round(work, one.path, emitted)
+                    self.speculator.adaptive.observe_round(sequence, one.tree, one.path)
                 if not going:
                     self.scheduler.finish(sequence)
             except Exception as error:  # a bug met by one request must not take the others down

@@ -107,6 +107,7 @@ class Scheduler:
         """Gives every running sequence its share of the step."""
         works: list[Work] = []
         prefill_budget = self._max_num_batched_tokens - sum(s.pending == 1 for s in self.running)
+        self._speculator.adaptive.choose(self.running, prefill_budget)
         drafting = self._drafting()
         needed = sum(s.pending for s in self.running)  # slots that trees must leave to those still to be planned
         reserved: set[int] = set()  # meters that hold more than was spent, for a round of this step
@@ -117,10 +118,10 @@ class Scheduler:
             sharing[id(sequence.meter)] -= 1
             if sequence.node is None or self._over_budget(sequence, reserved=id(sequence.meter) in reserved):
                 continue
-            speculates = sequence.generation.speculation is not None and sequence.pending == 1
+            speculates = sequence.speculation is not None and sequence.pending == 1
             if speculates and sequence.num_outputs and id(sequence) not in drafting:
                 continue
-            count = 1 if sequence.pending == 1 else min(sequence.pending, prefill_budget)
+            count = 1 if sequence.pending == 1 else min(self._at_once(sequence), prefill_budget)
             extra = sequence.candidates if count == sequence.pending else 0
             if count <= 0 or not self._make_room(count + extra, sequence):
                 continue
@@ -130,14 +131,23 @@ class Scheduler:
             if speculates:
                 room = self.pool.num_free + self.cache.evictable - needed
                 plan = self._speculator.plan(sequence, room, sharing[id(sequence.meter)])
-            if plan is not None and plan.levels:
-                self._make_room(1 + plan.nodes, sequence)
+            if plan is not None and not plan.levels and sequence.fixed_rounds:
+                works.append(self._catch_up(sequence, plan))
+            elif plan is not None and plan.levels:
+                if not self._make_room(1 + plan.nodes, sequence):
+                    continue
                 sequence.last_round = self._step
                 reserved.add(id(sequence.meter))
                 works.append(self._round(sequence, plan))
             else:
                 works.append(self._work(sequence, count, plan))
         return works
+
+    @staticmethod
+    def _at_once(sequence: Sequence) -> int:
+        """Tokens that can be computed without sampling what a round must sample: after a preemption the last output is
+        left for the round that it is the root of."""
+        return sequence.pending - (sequence.fixed_rounds and sequence.num_outputs > 0)
 
     def _drafting(self) -> set[int]:
         """Ids of the sequences whose draft trees fit in this step together, those served longest ago first.
@@ -147,7 +157,7 @@ class Scheduler:
         chosen: set[int] = set()
         nodes = 0
         for sequence in sorted(self.running, key=lambda sequence: sequence.last_round):
-            speculation = sequence.generation.speculation
+            speculation = sequence.speculation
             if speculation is None or sequence.pending != 1:
                 continue
             size = speculation.nodes(speculation.length)
@@ -193,6 +203,11 @@ class Scheduler:
                 continue
             self.cache.lock(node)
             needed = sequence.length - len(slots) + sum(s.pending + 1 for s in self.running)
+            needed += sum(
+                s.speculation.nodes(s.speculation.length)
+                for s in (*self.running, sequence)
+                if s.fixed_rounds and s.speculation is not None
+            )
             if self.running and needed > self.pool.num_free + self.cache.evictable:
                 self.cache.unlock(node)
                 self.waiting.appendleft(sequence)
@@ -275,6 +290,14 @@ class Scheduler:
         spend.draft_tokens += plan.draft_tokens
         spend.output_tokens += plan.levels + 1
         return Work(sequence, sequence.computed, 1, self.pool.allocate(tokens), sequence.slots, True, plan)
+
+    def _catch_up(self, sequence: Sequence, plan: DraftPlan) -> Work:
+        """Work of the draft alone, in a step that the sequence itself sits out."""
+        spend, none = sequence.meter.spend, np.empty(0, np.int64)
+        spend.draft_tokens += plan.draft_tokens
+        spend.flops += plan.draft_flops
+        self.totals.iteration_tokens += plan.draft_tokens
+        return Work(sequence, sequence.computed, 0, none, sequence.slots, False, plan)
 
     def settle_draft(self, work: Work, nodes: int, draft_tokens: int, draft_flops: float) -> None:
         """Charges a round what its tree of so many nodes really cost."""

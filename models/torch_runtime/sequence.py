@@ -12,6 +12,8 @@ from strategies.errors import DecodingError
 from strategies.runtime import Delta, FinishReason, Generation, TokenLogprob
 from strategies.sampling.contrastive import contrastive_of
 from strategies.sampling.row import Row
+from strategies.speculative.acceptance_estimate import AcceptanceCounts
+from strategies.speculative.speculation import AutoSpeculation, Speculation
 from strategies.text import Tokenizer
 
 
@@ -51,6 +53,15 @@ class Sequence:
         self.last_round = 0  # engine step in which it last speculated
         self.row = Row(generation, eos_token_ids, tokenizer)
         self._answer = AnswerText(generation, tokenizer, eos_token_ids)
+        # What it asked for; with `auto`, what was picked for this step.
+        asked = generation.speculation
+        self.speculation: Speculation | None = None if isinstance(asked, AutoSpeculation) else asked
+        # Whether its tokens depend on which tokens come from rounds, and from how large ones: then nothing but its own
+        # tokens and budget may decide that, neither the pool nor what a draft has cached.
+        self.fixed_rounds = self.speculation is not None and not (self.speculation.coupled or self.row.greedy)
+        self.picked = ""  # its name, for `auto`
+        self.match = 0  # tokens that look-up matched, for `auto`
+        self.acceptance: dict[str, AcceptanceCounts] = {}  # by drafter (and match), for `auto`
         self._prompt_logprobs: list[TokenLogprob | None] | None = None
         if generation.prompt_logprobs is not None:
             self._prompt_logprobs = [None]  # nothing precedes the first token

@@ -5,6 +5,7 @@ draft tree. Node i of the tree lives in slot i of the step's work, so accepting 
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.torch_runtime.adaptive import AdaptiveSpeculation
 from models.torch_runtime.batch import Segment
-from models.torch_runtime.drafters import EARLY_EXIT, Drafter
+from models.torch_runtime.drafters import CATCH_UP, EARLY_EXIT, Drafter
 from models.torch_runtime.kv_pool import Slots
 from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.errors import InvalidRequest
 from strategies.runtime import ModelInfo
 from strategies.sampling.pipeline import faulty_rows, process, sample
+from strategies.speculative.auto import NGRAM
 from strategies.speculative.coupled import CoupledNoise, verify_by_samples
+from strategies.speculative.method import Method
 from strategies.speculative.ngram import PromptLookup, continuation
 from strategies.speculative.noise import Noise, RoundNoise
-from strategies.speculative.speculation import NgramSpeculation, Speculation
+from strategies.speculative.speculation import AutoSpeculation, NgramSpeculation, Speculation
 from strategies.speculative.support import most_likely
 from strategies.speculative.verify import Verdict, verify
 
@@ -30,8 +34,6 @@ log = logging.getLogger(__name__)
 
 DRAFT_SUPPORT = 256
 """Most likely tokens of a draft distribution that are drawn from; what is cut is accepted next to never."""
-CATCH_UP = 256
-"""Most tokens that a draft model computes of one sequence's history in one step, before it can draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +112,68 @@ class Round:
             None if chain else tree.ancestor_mask().numpy(),
         )
 
-    def verdict(self, logits: Tensor, draw: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
-        """What is emitted. logits: float32 [N+1, V], the target's at every node after the pipeline, free of NaN."""
-        if self.coupled or self.noise is None:
-            positions = [self.sequence.length + depth for depth in self.tree.depths]
-            return verify_by_samples(self.tree, sample(logits, self.rows, positions, draw).tolist())
-        return verify(self.method.rule, [self.tree], [logits], [self.noise])[0]
+
+def verdicts(
+    rounds: Mapping[int, Round],
+    spans: Mapping[int, range],
+    logits: Tensor,
+    draw: Callable[[Tensor, Tensor], Tensor],
+) -> dict[int, Verdict]:
+    """What each round emits; all trees of one method are walked together, level by level.
+
+    logits: float32 [R, V], the target's after the pipeline, free of NaN. spans: for each round its tree's rows of them.
+    """
+    found: dict[int, Verdict] = {}
+    sampled: list[int] = []
+    by_method: dict[type[Method], list[int]] = {}
+    for i, one in rounds.items():
+        if one.coupled or one.noise is None:
+            sampled.append(i)
+        else:
+            by_method.setdefault(type(one.method), []).append(i)
+    if sampled:
+        rows = [row for i in sampled for row in rounds[i].rows]
+        positions = [rounds[i].sequence.length + depth for i in sampled for depth in rounds[i].tree.depths]
+        places = [row for i in sampled for row in spans[i]]
+        together = len(places) == places[-1] + 1 - places[0]  # then a view, not a copy of some megabytes
+        picked = logits[places[0] : places[-1] + 1] if together else logits[places]
+        tokens = sample(picked, rows, positions, draw).tolist()
+        start = 0
+        for i in sampled:
+            tree = rounds[i].tree
+            found[i] = verify_by_samples(tree, tokens[start : start + len(tree) + 1])
+            start += len(tree) + 1
+    for group in by_method.values():
+        trees, noises = [rounds[i].tree for i in group], [rounds[i].noise for i in group]
+        targets = [logits[spans[i].start : spans[i].stop] for i in group]
+        walked = verify(rounds[group[0]].method.rule, trees, targets, noises)
+        found |= zip(group, walked, strict=True)
+    return found
 
 
 class Speculator:
-    """Plans and drafts for all sequences of a step. drafters: by name, the default one first."""
+    """Plans and drafts for all sequences of a step."""
 
-    def __init__(self, info: ModelInfo, drafters: Mapping[str, Drafter]) -> None:
-        self._info = info
+    def __init__(
+        self,
+        info: ModelInfo,
+        drafters: Mapping[str, Drafter],
+        num_slots: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """drafters: by name, the default one first. num_slots: of the target's pool."""
+        self._info, self._clock, self.num_slots = info, clock, num_slots
         self.drafters = dict(drafters)
+        self.adaptive = AdaptiveSpeculation(info, drafters)
 
     def check(self, speculation: Speculation) -> None:
         """Raises InvalidRequest for a drafter that isn't there."""
         param = "decoding.speculation.drafter"
-        if not speculation.uses_draft:
+        if isinstance(speculation, AutoSpeculation):
+            if speculation.drafter not in (None, NGRAM, *self.drafters):
+                known = ", ".join([*self.drafters, NGRAM])
+                raise InvalidRequest(f"{str(speculation.drafter)[:100]!r} is no drafter; there are: {known}", param)
+        elif not speculation.uses_draft:
             if speculation.drafter is not None:
                 raise InvalidRequest(f"{speculation.name} drafts from the context and takes no drafter", param)
         elif not self.drafters:
@@ -144,16 +189,19 @@ class Speculator:
         return self.drafters[speculation.drafter or next(iter(self.drafters))]
 
     def plan(self, sequence: TokenSequence, room: int, siblings: int) -> DraftPlan | None:
-        """The largest round that the sequence's length, its request's budget and `room` slots allow, or None.
+        """The largest round that the sequence's length, its request's budget and `room` slots allow, or None; with
+        fixed rounds, that an empty pool allows.
 
         siblings: sequences of the same budget that are planned after it; a token is left for each of them.
         Only for a sequence with nothing but its last token left to compute, and never for the first output: whether the
         prompt's last token is computed alone depends on the cache, and a seeded result must not.
         """
-        speculation = sequence.generation.speculation
+        speculation = sequence.speculation
         if speculation is None or sequence.num_outputs == 0:
             return None
         levels = min(speculation.length, sequence.max_length - sequence.length - 1)
+        if sequence.fixed_rounds:
+            room = self.num_slots - sequence.computed  # what it has when it is alone: others are preempted for it
         if isinstance(speculation, NgramSpeculation):
             lookup = speculation.method(max(levels, 1))
             assert isinstance(lookup, PromptLookup)
@@ -189,7 +237,7 @@ class Speculator:
         for name, drafter in self.drafters.items():
             segments = []
             for sequence in sequences:
-                speculation = sequence.generation.speculation
+                speculation = sequence.speculation
                 if speculation is not None and self.drafter_of(speculation).name == name:
                     known = drafter.computed(sequence.slots)
                     tokens = sequence.tokens[known : known + CATCH_UP].astype(np.int64)
@@ -202,7 +250,7 @@ class Speculator:
         """Grows every round's tree; one forward of a drafter per level, for all rounds that it drafts for."""
         groups: dict[str, list[Round]] = {}
         for one in rounds:
-            speculation = one.sequence.generation.speculation
+            speculation = one.sequence.speculation
             assert speculation is not None
             if isinstance(one.method, PromptLookup):
                 one.method.draft(one.tree, one.sequence.tokens)
@@ -215,6 +263,7 @@ class Speculator:
                 active = [one for one in active if one.drafting]
 
     def _draft_level(self, drafter: Drafter, active: Sequence[Round]) -> None:
+        started = self._clock()
         segments = [one.draft_segments(drafter) for one in active]
         logits = drafter.logits([segment for part in segments for segment in part])
         rows = [one.rows[node] for one in active for node in one.tree.frontier()]
@@ -228,6 +277,8 @@ class Speculator:
             for segment in part:
                 one.draft_tokens += len(segment.tokens)
                 one.draft_flops += drafter.flops(len(segment.tokens), len(segment.context))
+        tokens = sum(len(segment.tokens) for part in segments for segment in part)
+        self.adaptive.observe_draft(drafter.name, tokens, self._clock() - started)
 
 
 def default_first(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
@@ -238,4 +289,5 @@ def default_first(drafters: Sequence[Drafter]) -> dict[str, Drafter]:
 def without_nan(logits: Tensor) -> tuple[Tensor, list[bool]]:
     """Rows [R, V] with faulty ones made flat, and which they were."""
     faulty = faulty_rows(logits)
-    return torch.where(faulty[:, None], 0.0, logits), faulty.tolist()
+    which = faulty.tolist()
+    return (torch.where(faulty[:, None], 0.0, logits) if any(which) else logits), which

@@ -15,7 +15,7 @@ from strategies.randomness import Purpose
 from strategies.speculative.draft_tree import DraftTree
 from strategies.speculative.noise import Noise
 from strategies.speculative.rejection import Trials, without_replacement
-from strategies.speculative.support import on_support
+from strategies.speculative.support import first, on_support
 
 
 def draft_gumbel(noise: Noise, nodes: Sequence[int], tokens: Tensor) -> Tensor:
@@ -55,8 +55,12 @@ class ConstantBranching:
         """Appends a level: children of `tree.frontier()`. logprobs: [len(frontier), V]; see `Method.propose`."""
         nodes = tree.frontier()
         columns, rows = on_support(logprobs)
-        gumbel = torch.zeros_like(rows) if noise is None else draft_gumbel(noise, nodes, columns)
-        drawn = gumbel_top_k(rows, gumbel, self.branching[tree.depth])
+        count = self.branching[tree.depth]
+        if noise is None:
+            scores, drawn = first(rows, count)
+            drawn = drawn.masked_fill(scores == -torch.inf, -1)
+        else:
+            drawn = gumbel_top_k(rows, draft_gumbel(noise, nodes, columns), count)
         index = drawn.clamp(min=0)
         tokens = torch.where(drawn >= 0, columns[index], -1)
         scores = rows.gather(-1, index)

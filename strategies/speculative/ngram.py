@@ -15,9 +15,9 @@ from strategies.speculative.noise import Noise
 from strategies.speculative.rejection import Trials, target_matching
 
 
-def continuation(tokens: NDArray[np.int32], max_ngram: int, min_ngram: int, length: int) -> list[int]:
-    """At most `length` tokens that followed the latest earlier occurrence of the longest suffix of max_ngram down to
-    min_ngram tokens; empty if there is none. tokens: int [n], prompt and output."""
+def longest_match(tokens: NDArray[np.int32], max_ngram: int, min_ngram: int) -> tuple[int, int]:
+    """(size, end) of the latest earlier occurrence of the longest suffix of max_ngram down to min_ngram tokens: it ends
+    before tokens[end]. (0, 0) if there is none. tokens: int [n]."""
     count = len(tokens)
     for size in range(min(max_ngram, count - 1), min_ngram - 1, -1):
         suffix = tokens[count - size :]
@@ -25,14 +25,25 @@ def continuation(tokens: NDArray[np.int32], max_ngram: int, min_ngram: int, leng
         for offset in range(1, size):
             starts = starts[tokens[starts + offset] == suffix[offset]]
         if len(starts):
-            begin = int(starts[-1]) + size
-            return [int(token) for token in tokens[begin : begin + length]]
-    return []
+            return size, int(starts[-1]) + size
+    return 0, 0
+
+
+def continuation(tokens: NDArray[np.int32], max_ngram: int, min_ngram: int, length: int) -> list[int]:
+    """`length` tokens that followed the latest earlier occurrence of the longest suffix of max_ngram down to min_ngram
+    tokens; empty if there is none. tokens: int [n], prompt and output.
+
+    Where they run into the end of the text they go on from where they began: a text that repeats itself every few
+    tokens is guessed to go on so, and its period would else be the longest draft.
+    """
+    size, begin = longest_match(tokens, max_ngram, min_ngram)
+    period = len(tokens) - begin
+    return [int(tokens[begin + i % period]) for i in range(length)] if size else []
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLookup:
-    """A chain of at most `length` tokens from the context."""
+    """A chain of `length` tokens from the context, fewer if they end the sequence."""
 
     max_ngram: int
     min_ngram: int

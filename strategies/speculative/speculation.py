@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from strategies.registry import register
+from strategies.speculative.auto import NGRAM, Shape
 from strategies.speculative.chain import Chain
 from strategies.speculative.gumbel_top_k import ConstantBranching
 from strategies.speculative.method import Method
@@ -68,6 +69,10 @@ class Speculation(BaseModel):
             message = f"the tree would have {count} nodes; at most {MAX_NODES} are allowed"
             field = next((name for name in ("branching", "width") if name in type(self).model_fields), "length")
             raise PydanticCustomError("value", "{message}", {"message": message, "field": field})
+        return self
+
+    def resolved(self, *, seeded: bool) -> "Speculation":
+        """With everything decided that depends on whether the request has a seed of its own."""
         return self
 
     @abstractmethod
@@ -193,3 +198,46 @@ class NgramSpeculation(Speculation):
 
     def method(self, length: int) -> Method:
         return PromptLookup(self.max_ngram, self.min_ngram, length)
+
+
+class AutoSpeculation(Speculation):
+    """Picks a draft tree for every step, or none, from measured acceptance and measured cost of a step.
+
+    With `coupled` (the default when the request has a seed) the seed decides the tokens, as without speculation.
+    Without, the distribution is exact too, but equal seeds may give different tokens: which trees are drafted depends
+    on timings.
+    """
+
+    name: ClassVar = "auto"
+    uses_draft: ClassVar = False
+
+    drafter: Annotated[
+        str | None,
+        Field(description="Who drafts: a draft model's name, early-exit or ngram; absent: whichever pays most."),
+    ] = None
+    coupled: Annotated[
+        bool | None,
+        Field(description="As for every method; absent: true if the request has a seed, else false."),
+    ] = None  # type: ignore[assignment]  # here it has a third state
+    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES, description="Most draft tokens of one round.")] = 32
+
+    @property
+    def couples_rounds(self) -> bool:
+        """Whether rounds are coupled: what is not resolved is on the safe side."""
+        return self.coupled is not False
+
+    def resolved(self, *, seeded: bool) -> Speculation:
+        return self if self.coupled is not None else self.model_copy(update={"coupled": seeded})
+
+    def widths(self) -> tuple[int, ...]:
+        return (self.max_nodes,)
+
+    def method(self, length: int) -> Method:
+        """There is none before a round. Raises TypeError."""
+        raise TypeError("auto has no method of its own: it picks one for each round")
+
+    def round_of(self, shape: Shape) -> Speculation:
+        """The speculation of one round of this shape."""
+        if shape.drafter == NGRAM:
+            return NgramSpeculation.model_validate({"length": len(shape.branching), "coupled": self.couples_rounds})
+        return RecursiveConstant(branching=shape.branching, drafter=shape.drafter, coupled=self.couples_rounds)

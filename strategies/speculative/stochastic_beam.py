@@ -6,6 +6,9 @@ perturbed log-probabilities are Gumbels conditioned on having G as their maximum
 
     G~_x = phi_x + Gumbel,  Z = max_x G~_x,  G_x = -log(exp(-G) - exp(-Z) + exp(-G~_x))
 
+At temperature 0 it becomes a beam search by the gaps to the arg-max: (log p(x) - max log p) / T keeps, as T goes to 0,
+the order of the sums of the gaps, and the arg-max path, whose gaps are 0, is always the first beam.
+
 A level keeps the W largest G_x over all beams. Whether a node's next child is kept depends on Gumbel values and on
 other beams, not on which token it is, so the children that are kept can be verified as draws without replacement,
 in order of decreasing G.
@@ -21,7 +24,7 @@ from strategies.speculative.draft_tree import DraftTree
 from strategies.speculative.gumbel_top_k import draft_gumbel
 from strategies.speculative.noise import Noise
 from strategies.speculative.rejection import Trials, without_replacement
-from strategies.speculative.support import on_support
+from strategies.speculative.support import first, on_support
 
 
 def log1mexp(x: Tensor) -> Tensor:
@@ -53,16 +56,22 @@ def expand_beams(
     """One level of stochastic beam search.
 
     logprobs: normalised float64 [..., B, V], the draft at each of B beams. phi, perturbed: float64 [..., B].
-    gumbel: float64 [..., B, V]; None (temperature 0) makes it plain beam search, with G = phi. Returns (beam, token,
-    phi, G) of the level's nodes, [..., min(width, B * V)] each, by decreasing G; beam and token are int64, and -1 (with
-    G = -inf) where there are no more.
+    gumbel: float64 [..., B, V]; None is the limit of temperature 0, where G is the sum of the path's gaps to the
+    arg-max, 0 for the arg-max path. Returns (beam, token, phi, G) of the level's nodes, [..., min(width, B * V)] each,
+    by decreasing G (among equals the earlier beam, then the lower token at temperature 0); beam and token are int64,
+    and -1 (with G = -inf) where there are no more.
     """
     kept = min(width, logprobs.shape[-1])
     path = phi[..., None] + logprobs
-    # The map to G increases with G~, so a beam's W best survive it.
-    noisy, tokens = (path if gumbel is None else path + gumbel).topk(kept, dim=-1, sorted=True)
-    candidates = (noisy if gumbel is None else condition_on_maximum(noisy, perturbed)).flatten(-2)
-    best, index = candidates.topk(min(width, candidates.shape[-1]), dim=-1, sorted=True)
+    if gumbel is None:
+        gaps = (logprobs - logprobs.amax(-1, keepdim=True)).masked_fill(logprobs == -torch.inf, -torch.inf)
+        noisy, tokens = first(perturbed[..., None] + gaps, kept)
+        best, index = first(noisy.flatten(-2), width)
+    else:
+        # The map to G increases with G~, so a beam's W best survive it.
+        noisy, tokens = (path + gumbel).topk(kept, dim=-1, sorted=True)
+        candidates = condition_on_maximum(noisy, perturbed).flatten(-2)
+        best, index = candidates.topk(min(width, candidates.shape[-1]), dim=-1, sorted=True)
     none = best == -torch.inf
     beam = torch.div(index, kept, rounding_mode="floor")
     token = tokens.flatten(-2).gather(-1, index)
@@ -84,7 +93,7 @@ class StochasticBeam:
     def propose(self, tree: DraftTree, logprobs: Tensor, noise: Noise | None) -> None:
         """Appends a level, by decreasing G. logprobs: [len(frontier), V]; see `Method.propose`.
 
-        An ended beam frees its place. Without noise it is deterministic beam search of this width.
+        An ended beam frees its place. Without noise it is deterministic, and the draft's arg-max path is in it.
         """
         nodes = tree.frontier()
         columns, rows = on_support(logprobs)

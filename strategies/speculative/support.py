@@ -36,6 +36,13 @@ def most_likely(logprobs: Tensor, count: int) -> Tensor:
     return torch.full_like(logprobs, -torch.inf).scatter_(-1, tokens, values)
 
 
+def first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of the last dimension, decreasing, and their indices; the lowest index first among equals,
+    as the arg-max has it. `topk` leaves that open, and half-precision logits are often equal."""
+    values, index = scores.sort(dim=-1, descending=True, stable=True)
+    return values[..., :count], index[..., :count]
+
+
 def tries_on_support(
     rule: AcceptanceRule,
     draft_logprobs: Tensor,

@@ -48,7 +48,8 @@ def ask(server: RuntimeServer, speculation: Any, **body: Any) -> dict[str, Any]:
 
 
 METHODS: list[Any] = [
-    "rsd-c", "rsd-s", "chain", "multi-draft", "spectr", "ngram",
+    "rsd-c", "rsd-s", "chain", "multi-draft", "spectr", "ngram", "auto",
+    {"type": "auto", "drafter": "ngram", "max_nodes": 5, "coupled": False}, {"type": "auto", "drafter": "near"},
     {"type": "rsd-c", "branching": [3, 1]}, {"type": "rsd-s", "width": 2, "length": 5, "coupled": True},
     {"type": "chain", "length": 1, "drafter": "far"}, {"type": "multi-draft", "branching": [1]},
     {"type": "spectr", "width": 1, "length": 1}, {"type": "ngram", "length": 3, "max_ngram": 2, "coupled": True},
@@ -155,6 +156,43 @@ def test_coupled_answers_are_those_without_speculation(server: RuntimeServer) ->
     assert len(set(plain)) == 3
 
 
+def test_auto_couples_what_has_a_seed(server: RuntimeServer) -> None:
+    """The reply says what was resolved, and asking for that again gives the same."""
+    body = {"prompt": "any words", "max_tokens": 12, "temperature": 1.0, "n": 3}
+    plain = [choice["text"] for choice in ask(server, None, seed=5, **body)["choices"]]
+    seeded = ask(server, "auto", seed=5, **body)
+    assert [choice["text"] for choice in seeded["choices"]] == plain
+    assert seeded["decoding"]["speculation"]["coupled"] is True
+    assert ask(server, "auto", **body)["decoding"]["speculation"]["coupled"] is False
+    asked = {"type": "auto", "coupled": False}
+    assert ask(server, asked, seed=5, **body)["decoding"]["speculation"]["coupled"] is False
+    unseeded = ask(server, {"type": "auto", "coupled": True}, **body)
+    plain = ask(server, None, seed=unseeded["decoding"]["seed"], **body)["choices"]
+    assert [choice["text"] for choice in unseeded["choices"]] == [choice["text"] for choice in plain]
+
+
+def test_auto_reports_what_it_picked(server: RuntimeServer) -> None:
+    prompt = "abcdefgh" * 6 + "|"
+    for _ in range(10):
+        usage = ask(server, "auto", prompt=prompt, max_tokens=60)["usage"]["decoding"]
+    picked = usage["picked"]
+    assert sum(picked.values()) == usage["rounds"] + picked.get("off", 0)
+    assert usage["rounds"] + usage["accepted_tokens"] + picked.get("off", 0) == usage["output_tokens"] - 1
+    drafters = {name.split()[0] for name in picked}
+    assert drafters <= {"off", "near", "far", "ngram"}
+    if usage["rounds"]:
+        assert usage["block_efficiency"] == pytest.approx(1 + usage["accepted_tokens"] / usage["rounds"], abs=1e-3)
+    assert "picked" not in ask(server, "chain")["usage"]["decoding"]
+    assert "block_efficiency" in ask(server, "chain")["usage"]["decoding"]
+    assert "block_efficiency" not in ask(server, None)["usage"]["decoding"]
+
+
+def test_auto_works_without_a_draft_model(draftless: RuntimeServer) -> None:
+    usage = ask(draftless, "auto", prompt="abcabcabcabcabcabcabcabc|", max_tokens=24)["usage"]["decoding"]
+    assert {name.split()[0] for name in usage["picked"]} <= {"off", "ngram"}
+    assert sum(usage["picked"].values()) > 0
+
+
 def test_the_chat_and_the_shorthand(server: RuntimeServer) -> None:
     asked = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}], "decoding": "rsd-s"}
     answer = server.post("/v1/chat/completions", asked).json()
@@ -205,6 +243,11 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "rsd-s", "width": 0}, "decoding.speculation.width", "greater than or equal to 1"),
     ({"type": "ngram", "max_ngram": 17}, "decoding.speculation.max_ngram", "less than or equal to 16"),
     ({"type": "ngram", "coupled": "yes"}, "decoding.speculation.coupled", "boolean"),
+    ({"type": "chain", "coupled": None}, "decoding.speculation.coupled", "boolean"),
+    ({"type": "auto", "drafter": "nobody"}, "decoding.speculation.drafter", "near, far, ngram"),
+    ({"type": "auto", "max_nodes": 0}, "decoding.speculation.max_nodes", "greater than or equal to 1"),
+    ({"type": "auto", "max_nodes": 257}, "decoding.speculation.max_nodes", "less than or equal to 256"),
+    ({"type": "auto", "length": 3}, "decoding.speculation.length", "not permitted"),
 ]
 
 
@@ -272,11 +315,12 @@ def test_ngram_needs_no_draft(draftless: RuntimeServer) -> None:
 def test_the_strategies_are_listed_with_their_schemas(server: RuntimeServer) -> None:
     listed = httpx.get(f"{server.url}/v1/strategies", timeout=30).json()["data"]
     kinds = {one["id"]: one for one in listed if one["slot"] == "speculation"}
-    assert {"rsd-c", "rsd-s", "chain", "multi-draft", "spectr", "ngram"} <= kinds.keys()
+    assert {"rsd-c", "rsd-s", "chain", "multi-draft", "spectr", "ngram", "auto"} <= kinds.keys()
+    assert kinds["auto"]["parameters"]["properties"].keys() == {"drafter", "coupled", "max_nodes"}
     assert kinds["rsd-s"]["parameters"]["properties"].keys() == {"drafter", "coupled", "width", "length"}
     assert all(kind["exact"] for kind in kinds.values())
     assert {name for name, kind in kinds.items() if not kind["supports"]["coupled"]} == {"multi-draft", "spectr"}
-    assert {name for name, kind in kinds.items() if not kind["supports"]["draft_needed"]} == {"ngram"}
+    assert {name for name, kind in kinds.items() if not kind["supports"]["draft_needed"]} == {"ngram", "auto"}
 
 
 def test_metrics_name_the_method(server: RuntimeServer) -> None:

@@ -4,7 +4,8 @@ A draft that reads a slot must find there what the target's sequence has at that
 at once instead of merely lowering the acceptance.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.budget import Budget, Meter
 from strategies.runtime import Generation
 from strategies.speculative.speculation import (
+    AutoSpeculation,
     ChainSpeculation,
     MultiDraftSpeculation,
     NgramSpeculation,
@@ -54,6 +56,10 @@ def spectr(width: int, length: int) -> SpecTrSpeculation:
 
 def ngram(length: int, **options: Any) -> NgramSpeculation:
     return NgramSpeculation.model_validate({"length": length, **options})
+
+
+def auto(**options: Any) -> AutoSpeculation:
+    return AutoSpeculation.model_validate(options)
 
 
 METHODS: tuple[Speculation, ...] = (
@@ -98,7 +104,13 @@ class CheckedDraft(CheckedModel):
 class SpeculatingEngine(SteppedEngine):
     """A stepped engine with draft models: `drafts` by name, the first is the default."""
 
-    def __init__(self, distribution: Distribution, drafts: Mapping[str, Distribution] | None = None, **options: Any):
+    def __init__(
+        self,
+        distribution: Distribution,
+        drafts: Mapping[str, Distribution] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **options: Any,
+    ):
         super().__init__(distribution, **options)
         vocab = self.tokenizer.vocab_size
         self.drafts = {name: CheckedDraft(draft, vocab) for name, draft in (drafts or {}).items()}
@@ -109,7 +121,7 @@ class SpeculatingEngine(SteppedEngine):
             "prefix_cache": True,
         }
         settings |= {name: options[name] for name in settings if name in options}
-        self.engine = Engine(self.model, self.info, drafters=self._drafters, **settings)
+        self.engine = Engine(self.model, self.info, drafters=self._drafters, clock=clock, **settings)
         self.scheduler = self.engine.scheduler
         for draft in self.drafts.values():
             draft.scheduler = self.scheduler

@@ -15,12 +15,16 @@ from strategies.speculative.verify import verify
 
 
 def searched(tokens: list[int], max_ngram: int, min_ngram: int, length: int) -> list[int]:
-    """The definition: the longest suffix that occurs earlier, its latest occurrence, what follows."""
+    """The definition: the longest suffix that occurs earlier, its latest occurrence, what follows; each guess counts
+    as text for those after it."""
     count = len(tokens)
     for size in range(max_ngram, min_ngram - 1, -1):
         for start in range(count - size - 1, -1, -1):
             if size < count and tokens[start : start + size] == tokens[count - size :]:
-                return tokens[start + size : start + size + length]
+                longer = list(tokens)
+                for at in range(start + size, start + size + length):
+                    longer.append(longer[at])
+                return longer[count:]
     return []
 
 
@@ -42,12 +46,12 @@ def test_continuation_is_what_a_literal_search_finds(tokens: list[int], ngrams: 
     [
         ([], []),
         ([5], []),
-        ([5, 5], [5]),
+        ([5, 5], [5, 5, 5, 5]),
         ([1, 2, 3, 4], []),
-        ([1, 2, 3, 1, 2], [3, 1, 2]),
+        ([1, 2, 3, 1, 2], [3, 1, 2, 3]),
         ([1, 2, 9, 7, 2, 8, 1, 2], [9, 7, 2, 8]),  # the longer match wins over the later one
-        ([2, 7, 2, 8, 2], [8, 2]),  # of equally long ones the latest
-        ([7, 7, 7, 7], [7]),  # it may overlap the suffix itself
+        ([2, 7, 2, 8, 2], [8, 2, 8, 2]),  # of equally long ones the latest
+        ([7, 7, 7, 7], [7, 7, 7, 7]),  # it may overlap the suffix itself
     ],
 )
 def test_examples(tokens: list[int], expected: list[int]) -> None:

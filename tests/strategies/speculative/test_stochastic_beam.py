@@ -171,12 +171,31 @@ def test_width_one_is_a_chain() -> None:
     assert tree.parents == [-1, 0, 1, 2]
 
 
-def test_temperature_zero_is_beam_search() -> None:
-    """The two best of all paths through the two best first tokens."""
-    method = StochasticBeam(width=2, length=2)
+def test_temperature_zero_keeps_the_arg_max_path() -> None:
+    """By the sums of the gaps to the arg-max: 0, 0; then log(0.5 / 0.4) and log(0.4 / 0.3). The likeliest path is 2, 1,
+    and the beam search by probability would drop the arg-max path for it and 2, 2."""
+    method = StochasticBeam(width=3, length=2)
     tree = method.new_tree(0)
     method.propose(tree, log_of([[0.5, 0.1, 0.4]]), None)
-    assert tree.tokens[1:] == [0, 2]
-    method.propose(tree, log_of([[0.4, 0.3, 0.3], [0.02, 0.9, 0.08]]), None)
-    assert [(tree.parents[n], tree.tokens[n]) for n in tree.level(2)] == [(2, 1), (1, 0)]
-    assert [math.exp(tree.logprobs[n]) for n in tree.level(2)] == pytest.approx([0.36, 0.2])
+    assert tree.tokens[1:] == [0, 2, 1]
+    method.propose(tree, log_of([[0.1, 0.3, 0.3, 0.3], [0.02, 0.58, 0.4, 0.0], [0.0, 0.0, 0.0, 1.0]]), None)
+    # equal gaps: the lower token first; the second family's best has a gap of its own, the third's comes too late
+    assert [(tree.parents[n], tree.tokens[n]) for n in tree.level(2)] == [(1, 1), (1, 2), (1, 3)]
+    assert [math.exp(tree.logprobs[n]) for n in tree.level(2)] == pytest.approx([0.15, 0.15, 0.15])
+    narrow = method.new_tree(0)
+    method.propose(narrow, log_of([[0.5, 0.1, 0.4]]), None)
+    method.propose(narrow, log_of([[0.4, 0.3, 0.3], [0.02, 0.9, 0.08], [1.0, 0.0, 0.0]]), None)
+    assert [(narrow.parents[n], narrow.tokens[n]) for n in narrow.level(2)] == [(1, 0), (2, 1), (1, 1)]
+
+
+def test_temperature_zero_has_the_order_of_a_small_temperature() -> None:
+    """The limit: at a small temperature no Gumbel noise changes the order."""
+    logits = [torch.randn(n, 7, generator=torch.Generator().manual_seed(n)) for n in (1, 4)]
+    method, found = StochasticBeam(width=4, length=2), []
+    for temperature in (0.0, 1e-4):
+        tree = method.new_tree(0)
+        for level in logits:
+            rows = level if not temperature else level / temperature
+            method.propose(tree, rows, None if not temperature else RoundNoise(5, (0,), 10))
+        found.append([(tree.parents[n], tree.tokens[n]) for n in range(1, len(tree) + 1)])
+    assert found[0] == found[-1]
