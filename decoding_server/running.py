@@ -177,7 +177,8 @@ class RunningRequest:
         }
         if self.searches:
             totals = [run.trace.summary() for run in self.searches]
-            usage["decoding"]["search"] = {name: sum(one.get(name, 0) for one in totals) for name in totals[0]}
+            names = dict.fromkeys(name for one in totals for name in one)
+            usage["decoding"]["search"] = {name: sum(one.get(name, 0) for one in totals) for name in names}
         if spend.rounds:
             usage["decoding"]["block_efficiency"] = round(1 + spend.accepted_tokens / spend.rounds, 4)
         if spend.picked:

@@ -160,7 +160,7 @@ class SearchContext:
     def append(self, node: Node, tokens: Sequence[int], logprobs: Sequence[TokenLogprob] = (), child: int = 0) -> Node:
         """A child with given tokens, which nothing has to be computed for now. Its text may end the answer."""
         delta = Delta(tokens=list(tokens), logprobs=list(logprobs), finish_reason="length")
-        return self._child(node, (*node.lineage, child), [delta])
+        return self._child(node, (*node.lineage, child), [delta], generated=False)
 
     def propose(self, node: Node, score: float = 0.0) -> None:
         """Remembers the best answer so far, for the case that the budget runs out; of equal scores the later one."""
@@ -168,10 +168,13 @@ class SearchContext:
             self.proposed, self._proposed_score = node, score
 
     def fallback(self) -> Node:
-        """The best answer so far: what was proposed, else the first finished node, else the longest one."""
-        if self.proposed is not None:
+        """The best answer so far: what was proposed, else the first finished node, else the longest one: of those
+        that begin with what is committed."""
+        if self.proposed is not None and list(self.proposed.tokens[: len(self.committed)]) == self.committed:
             return self.proposed
-        return max(self.nodes, key=lambda node: (node.finished, len(node.tokens) if not node.finished else 0))
+        promised = tuple(self.committed)
+        possible = [node for node in self.nodes if node.tokens[: len(promised)] == promised]
+        return max(possible, key=lambda node: (node.finished, len(node.tokens) if not node.finished else 0))
 
     def commit(self, nodes: Sequence[Node]) -> None:
         """Promises that the answer is one of these nodes or goes on from one: what all share can be sent."""
@@ -348,7 +351,7 @@ class SearchContext:
                 stream.cancel()
             self._streams.difference_update(streams)
 
-    def _child(self, node: Node, lineage: tuple[int, ...], deltas: Sequence[Delta]) -> Node:
+    def _child(self, node: Node, lineage: tuple[int, ...], deltas: Sequence[Delta], *, generated: bool = True) -> Node:
         tokens = [token for delta in deltas for token in delta.tokens]
         logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
         last = deltas[-1]
@@ -378,5 +381,5 @@ class SearchContext:
         )
         child.finished = child.finished or self.room(child) == 0
         self.nodes.append(child)
-        self.trace.created(child)
+        self.trace.created(child, generated=generated)
         return child

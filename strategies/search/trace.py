@@ -20,14 +20,16 @@ class Trace:
         self.calls: Counter[str] = Counter()
         self.facts: Record = {}
         self._nodes: list[Node] = []
+        self._explored = 0
 
     def called(self, what: str, count: int) -> None:
         """Counts what was awaited."""
         self.calls[what] += count
 
-    def created(self, node: "Node") -> None:
-        """A new node."""
+    def created(self, node: "Node", *, generated: bool) -> None:
+        """A new node. generated: its tokens were sampled for it, not given."""
         self._nodes.append(node)
+        self._explored += len(node.step) if generated else 0
         self._tell({"event": "node", **described(node)})
 
     def noted(self, node: "Node", notes: Mapping[str, object]) -> None:
@@ -39,12 +41,12 @@ class Trace:
             self.listener(record)
 
     def summary(self) -> Record:
-        """Counts: nodes, how many of them are finished, the greatest depth, tokens of all nodes, continuations."""
+        """Counts: nodes, how many of them are finished, the greatest depth, tokens sampled for nodes, continuations."""
         return {
             "nodes": len(self._nodes),
             "finished": sum(node.finished for node in self._nodes),
             "depth": max((node.depth for node in self._nodes), default=0),
-            "explored_tokens": sum(len(node.step) for node in self._nodes),
+            "explored_tokens": self._explored,
             **self.calls,
         }
 

@@ -36,6 +36,6 @@ def contenders(value: str, samples: int = SAMPLES) -> list[Contender]:
         Contender("litesearch incremental", 0.8, {"type": "litesearch", "expansion": "incremental", "value": value}),
         Contender("litesearch batch", 0.8, {"type": "litesearch", "expansion": "batch", "value": value}),
         Contender("rebase", 0.8, {"type": "rebase", "samples": 8, "value": value}),
-        Contender("phi", 0.6, {"type": "phi", "beams": 2, "rollouts": 2, "steps": 4}),
-        Contender("predictive", 0.6, {"type": "predictive"}),
+        Contender("phi", 0.6, {"type": "phi", "beams": 2, "rollouts": 2, "t_min": 2, "t_max": 4}),
+        Contender("predictive", 0.6, {"type": "predictive", "rollouts": 4, "t_max": 4}),
     ]
