@@ -655,7 +655,8 @@ def test_a_client_that_leaves_frees_its_work(server):
     status = server.runtime.status
     stored = len(server.app.state.response_store)
     with httpx.stream("POST", f"{server.url}/v1/responses", json=body | {"stream": True}, timeout=30) as response:
-        assert next(response.iter_lines()) == "event: response.created"
+        lines = response.iter_lines()  # held: httpx closes the connection when the iterator goes
+        assert next(lines) == "event: response.created"
         wait_until(lambda: status().running == 1, 10)
     wait_until(lambda: status().running + status().waiting == 0, 10)
     address = urlsplit(server.url)
