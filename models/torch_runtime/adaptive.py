@@ -23,14 +23,14 @@ from strategies.speculative.acceptance_estimate import (
     own_counts,
     shared_counts,
 )
-from strategies.speculative.auto import NGRAM, OFF, Load, Menu, Shape, choose, extra_seconds, shapes_of
+from strategies.speculative.auto import LARGEST, NGRAM, OFF, Load, Menu, Shape, choose, extra_seconds, shapes_of
 from strategies.speculative.draft_tree import DraftTree
 from strategies.speculative.ngram import longest_match
 from strategies.speculative.speculation import AutoSpeculation, NgramSpeculation
 from strategies.speculative.step_cost import CostCurve, Numbers, StepCosts
 
-LARGEST = 64
-"""Most nodes of a tree that is considered."""
+LOOKUP = NgramSpeculation()
+"""How far look-up goes."""
 KEEP_FOR = 4
 """Steps for which a choice holds while the same sequences run and look-up matches as much."""
 PROBE_SHARE = 0.02
@@ -69,6 +69,7 @@ class AdaptiveSpeculation:
         self._active = False  # whether the step that is planned or computed has such a sequence
         self._probing = False
         self._plain_seconds = 0.0
+        self._pursued: tuple[TokenSequence | None, str] = (None, "")  # whose draft is catching up for a probe
         self._credit = 0.0
 
     def choose(self, running: Sequence[TokenSequence], prefill_budget: int) -> None:
@@ -83,6 +84,7 @@ class AdaptiveSpeculation:
                     sequence.match = _match(sequence) if asked.drafter in (None, NGRAM) else 0
                     ready.append(Ready(sequence, asked, sequence.match))
         if not ready:
+            self._choices_of, self._pursued = [], (None, "")
             return
         self._steps += 1
         self._active = True
@@ -139,9 +141,15 @@ class AdaptiveSpeculation:
         return 0 if drafter == NGRAM else sequence.computed - self._drafters[drafter].computed(sequence.slots)
 
     def _with_probe(self, ready: Sequence[Ready], shapes: list[int], load: Load) -> list[int]:
-        """One sequence that has no tree may get a small one from the drafter that was not asked for longest."""
-        if not self.costs.target.known or OFF not in shapes:
+        """One sequence may get a small tree from the drafter that was not asked for longest, instead of its own. A
+        draft that is far behind catches up in the steps that follow, in one go; the debt is paid off later."""
+        if not self.costs.target.known:
             return shapes
+        plain = float(self.costs.target(np.array(float(load.tokens))))
+        sequence, drafter = self._pursued
+        for place, one in enumerate(ready):
+            if one.sequence is sequence and drafter in self._usable(one):
+                return self._probe(one, place, drafter, shapes, plain)
         using = {self._menu.shapes[shape].drafter for shape in shapes if shape != OFF}
         for drafter in sorted(self._menu.drafters, key=lambda name: self._probed[name]):
             if drafter in using:
@@ -149,20 +157,24 @@ class AdaptiveSpeculation:
             shape = self._probe_shape(drafter)
             for place in range(len(ready)):
                 place = (place + self._steps) % len(ready)
-                sequence, asked, _ = ready[place]
-                # A draft that is far behind catches up over several probes.
-                behind = min(self._behind(sequence, drafter), CATCH_UP)
-                allowed = asked.max_nodes >= self._menu.nodes[shape] and drafter in self._usable(ready[place])
-                if shapes[place] != OFF or not allowed:
+                one = ready[place]
+                if one.asked.max_nodes < self._menu.nodes[shape] or drafter not in self._usable(one):
                     continue
-                cost = extra_seconds(self._menu, shape, behind, load, self.costs)
+                behind = self._behind(one.sequence, drafter)
+                # What the tree that it gives up would have saved, at most.
+                lost = 0.0 if shapes[place] == OFF else plain * len(self._menu.shapes[shapes[place]].branching)
+                cost = lost + extra_seconds(self._menu, shape, min(behind, CATCH_UP), load, self.costs)
                 if cost <= self._credit:
-                    self._credit = cost  # nothing is saved up for a burst of probes
-                    self._probing = True
-                    self._plain_seconds = float(self.costs.target(np.array(float(load.tokens))))
-                    return [*shapes[:place], shape, *shapes[place + 1 :]]
-                break
+                    self._credit = cost - lost  # nothing is saved up for a burst of probes
+                    return self._probe(one, place, drafter, shapes, plain)
+                return shapes  # a cheaper one must not use up what this one waits for
         return shapes
+
+    def _probe(self, one: Ready, place: int, drafter: str, shapes: list[int], plain: float) -> list[int]:
+        self._probing, self._plain_seconds = True, plain
+        behind = self._behind(one.sequence, drafter) > CATCH_UP
+        self._pursued = (one.sequence, drafter) if behind else (None, "")
+        return [*shapes[:place], self._probe_shape(drafter), *shapes[place + 1 :]]
 
     def _probe_shape(self, drafter: str) -> int:
         return self._menu.shapes.index(Shape(drafter, (1,) * PROBE_LENGTHS.get(drafter, PROBE_LENGTH)))
@@ -225,8 +237,7 @@ def _load(running: Sequence[TokenSequence], prefill_budget: int) -> Load:
 
 def _match(sequence: TokenSequence) -> int:
     """How many of the last tokens occurred before, as far as look-up goes; 0 if it finds nothing."""
-    lookup = NgramSpeculation()
-    return longest_match(sequence.tokens, lookup.max_ngram, lookup.min_ngram)[0]
+    return longest_match(sequence.tokens, LOOKUP.max_ngram, LOOKUP.min_ngram)[0]
 
 
 def _source(sequence: TokenSequence, drafter: str) -> str:

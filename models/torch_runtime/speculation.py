@@ -244,7 +244,11 @@ class Speculator:
                     slots = sequence.slots
                     segments.append(Segment.chain(tokens, slots[known : known + CATCH_UP], slots[:known]))
             if segments:
-                drafter.logits(segments)
+                started = self._clock()
+                logits = drafter.logits(segments)
+                if logits.is_cuda:
+                    torch.cuda.synchronize(logits.device)
+                self.adaptive.observe_draft(name, sum(len(one.tokens) for one in segments), self._clock() - started)
 
     def draft(self, rounds: Sequence[Round]) -> None:
         """Grows every round's tree; one forward of a drafter per level, for all rounds that it drafts for."""

@@ -22,6 +22,8 @@ NGRAM = "ngram"
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 HEADS = ((1,), (2,), (3,), (4,), (2, 2), (3, 2), (2, 2, 2))
 """How trees branch at their top; below, every node has one child."""
+LARGEST = 64
+"""Most nodes of a tree that is considered."""
 MARGIN = 0.03
 """Speculation must promise this much more than plain decoding: estimates are noisy, and plain decoding is certain."""
 FARTHEST = 2

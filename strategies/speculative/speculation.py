@@ -5,6 +5,7 @@ with a `Method`.
 """
 
 from abc import abstractmethod
+from functools import cache
 from itertools import accumulate
 from operator import mul
 from typing import Annotated, ClassVar
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from strategies.registry import register
-from strategies.speculative.auto import NGRAM, Shape
+from strategies.speculative.auto import LARGEST, NGRAM, Shape
 from strategies.speculative.chain import Chain
 from strategies.speculative.gumbel_top_k import ConstantBranching
 from strategies.speculative.method import Method
@@ -219,7 +220,7 @@ class AutoSpeculation(Speculation):
         bool | None,
         Field(description="As for every method; absent: true if the request has a seed, else false."),
     ] = None  # type: ignore[assignment]  # here it has a third state
-    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES, description="Most draft tokens of one round.")] = 32
+    max_nodes: Annotated[int, Field(ge=1, le=LARGEST, description="Most draft tokens of one round.")] = 32
 
     @property
     def couples_rounds(self) -> bool:
@@ -238,6 +239,11 @@ class AutoSpeculation(Speculation):
 
     def round_of(self, shape: Shape) -> Speculation:
         """The speculation of one round of this shape."""
-        if shape.drafter == NGRAM:
-            return NgramSpeculation.model_validate({"length": len(shape.branching), "coupled": self.couples_rounds})
-        return RecursiveConstant(branching=shape.branching, drafter=shape.drafter, coupled=self.couples_rounds)
+        return _round_of(shape, self.couples_rounds)
+
+
+@cache
+def _round_of(shape: Shape, coupled: bool) -> Speculation:
+    if shape.drafter == NGRAM:
+        return NgramSpeculation.model_validate({"length": len(shape.branching), "coupled": coupled})
+    return RecursiveConstant(branching=shape.branching, drafter=shape.drafter, coupled=coupled)

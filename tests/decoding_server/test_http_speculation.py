@@ -246,7 +246,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "chain", "coupled": None}, "decoding.speculation.coupled", "boolean"),
     ({"type": "auto", "drafter": "nobody"}, "decoding.speculation.drafter", "near, far, ngram"),
     ({"type": "auto", "max_nodes": 0}, "decoding.speculation.max_nodes", "greater than or equal to 1"),
-    ({"type": "auto", "max_nodes": 257}, "decoding.speculation.max_nodes", "less than or equal to 256"),
+    ({"type": "auto", "max_nodes": 65}, "decoding.speculation.max_nodes", "less than or equal to 64"),
     ({"type": "auto", "length": 3}, "decoding.speculation.length", "not permitted"),
 ]
 
