@@ -213,6 +213,8 @@ class LoadedConfig:
             if key == "api_key":
                 value = f"{len(value)} set" if value else []
             shown = ", ".join(value) if isinstance(value, list) else value
+            if isinstance(shown, str):  # an address may hold a password
+                shown = re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", shown)
             lines.append(f"{key}: {'-' if shown in (None, '') else shown} ({self.origins.get(key, 'default')})")
         return lines
 

@@ -108,16 +108,14 @@ class RewardModel:
 
     @torch.inference_mode()
     def forward(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """The step scores of each input, padded on the right to one batch."""
+        """The step scores of each input, padded on the right to one batch: nothing of a causal model sees padding."""
         if not readings:
             return []
         longest = max(len(reading.tokens) for reading in readings)
         tokens = torch.full((len(readings), longest), self._padding)
-        mask = torch.zeros_like(tokens)
         for i, reading in enumerate(readings):
             tokens[i, : len(reading.tokens)] = torch.tensor(reading.tokens)
-            mask[i, : len(reading.tokens)] = 1
-        output = self._body(input_ids=tokens.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
+        output = self._body(input_ids=tokens.to(self._device), use_cache=False)
         states: Tensor = output.last_hidden_state
         rows = torch.cat([states[i, reading.positions] for i, reading in enumerate(readings)])
         scores = self._scores(rows.float())

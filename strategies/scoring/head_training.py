@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, dropout, silu
 from strategies.scoring.calibration import Floats, fit_platt
 from strategies.scoring.value_head import Arch, ValueHead
 
-INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """C of logistic regression: C * weighted log loss + |w|^2 / 2."""
 WIDTH, DROPOUT, LEARNING_RATE, DECAY, BATCH, EPOCHS, PATIENCE = 256, 0.1, 1e-3, 1e-2, 256, 20, 3
 LEAST_STD = 1e-6

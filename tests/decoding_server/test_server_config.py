@@ -53,7 +53,9 @@ def test_size_forms(text, size):
 
 
 def test_printed_with_origins_and_without_secrets():
-    lines = load_config({"api_key": ["hunter2"], "port": "9"}, {}).lines()
+    flags = {"api_key": ["hunter2"], "port": "9", "verifier_url": "https://me:hunter2@v.test/value"}
+    lines = load_config(flags, {}).lines()
+    assert "verifier_url: https://***@v.test/value (flag)" in lines
     assert "port: 9 (flag)" in lines
     assert "api_key: 1 set (flag)" in lines
     assert "max_n: 128 (default)" in lines

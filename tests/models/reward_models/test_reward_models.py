@@ -5,6 +5,7 @@ import asyncio
 import json
 from contextlib import contextmanager
 
+import httpx
 import pytest
 import torch
 import transformers
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from decoding_server.app import create_app
+from decoding_server.config import load_config
 from models.loading import ModelFiles
 from models.reward_models.load import load_reward_model
 from models.reward_models.protocols import READERS, SYSTEM
@@ -296,6 +299,34 @@ async def test_a_cancelled_request_leaves_the_queue(small):
     task.cancel()
     assert len(await small.step_scores(QUESTION, STEPS)) == 3
     assert task.cancelled()
+
+
+async def test_a_search_with_a_reward_model(tmp_path):
+    """Through the whole application: the configuration names the checkpoint, a request its kind."""
+    token_classification(tmp_path)
+    letters = list(range(ord("a"), ord("f")))
+
+    def distribution(_):
+        return torch.full((260,), -30.0).index_fill(0, torch.tensor(letters), 0.0)
+
+    runtime = scripted_runtime(distribution, ByteTokenizer())
+    try:
+        app = create_app(runtime, load_config({"reward_model": str(tmp_path)}, {}).config)
+        search = {"type": "best-of-n", "samples": 3, "trace": "full"}  # auto: no head, so the reward model
+        body = {"prompt": QUESTION, "max_tokens": 9, "seed": 1, "decoding": {"search": search}}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            reply = await client.post("/v1/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        nodes = reply.json()["trace"][0]["tree"]
+        model = app.state.service.scorers["prm"]
+        expected = [(await model.step_scores(QUESTION, [node["text"]]))[0] for node in nodes]
+        assert len(set(expected)) == 3
+        assert [node["value"] for node in nodes] == pytest.approx(expected, abs=2e-5)
+        assert reply.json()["choices"][0]["text"] == max(nodes, key=lambda node: node["value"])["text"]
+        spent = reply.json()["usage"]["decoding"]
+        assert spent["scorer_tokens"] == sum(len(model._read(QUESTION, [node["text"]]).tokens) for node in nodes)
+    finally:
+        runtime.close()
 
 
 def test_steps_of_an_answer_in_one_go():
