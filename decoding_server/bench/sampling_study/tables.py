@@ -116,7 +116,7 @@ def repetition(result: Result) -> str:
         groups.setdefault((entry["model"], entry["temperature"]), []).append(entry)
     for (model, temperature), entries in groups.items():
         header = ["penalty", "TR-N", "change", "TR-S", "change", "in a loop", "change"]
-        header += ["ended (EOS)", "compiles", "same text", "tokens", "tokens/s"]
+        header += ["ended (EOS)", "compiles", "same text", "tokens"]
         lines = [
             [
                 entry["penalty"],
@@ -130,7 +130,6 @@ def repetition(result: Result) -> str:
                 f"{entry['compiles']['mean']:.2f}",
                 "" if entry["penalty"] == NONE else f"{entry['unchanged']:.2f}",
                 f"{entry['tokens_mean']:.0f}",
-                f"{entry['tokens_per_second']:.0f}",
             ]
             for entry in entries
         ]
