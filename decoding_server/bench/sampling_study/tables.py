@@ -144,12 +144,25 @@ def repetition(result: Result) -> str:
 
 def harm(result: Result) -> str:
     """One table for all models."""
-    header = ["model", "penalty", "same text", "passed", "pass rate", "change", "lost", "gained", "cut", "tokens"]
+    header = [
+        "model",
+        "penalty",
+        "same text",
+        "of ended ones",
+        "passed",
+        "pass rate",
+        "change",
+        "lost",
+        "gained",
+        "cut",
+        "tokens",
+    ]
     lines = [
         [
             entry["model"],
             entry["mode"],
             f"{entry['same']['mean']:.3f}" if "same" in entry else "",
+            f"{entry['same_ended']['mean']:.3f}" if entry.get("same_ended") else "",
             f"{entry['passed']} of {entry['tasks']}",
             interval(entry["pass_rate"]),
             change(entry.get("pass_change")),
