@@ -119,7 +119,8 @@ def _loops(penalty: str, temperature: float, rows: Sequence[Row], base: Mapping[
 
 
 def of_harm(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Part `harm`: one entry per model and mode. lost, gained: tasks passed only undisturbed, only with the penalty."""
+    """Part `harm`: one entry per model and mode. same_ended: of the answers that
+    ended by themselves, undisturbed. lost, gained: tasks passed only undisturbed, only with the penalty."""
     found = []
     for model, own in _grouped(rows, lambda row: row["model"]).items():
         cells = _grouped(own, lambda row: row["mode"])
@@ -142,6 +143,8 @@ def _harm(mode: str, rows: Sequence[Row], base: Mapping[str, Row]) -> dict[str, 
     }
     if mode != NONE and pairs:
         entry["same"] = estimate([row["text"] == other["text"] for row, other in pairs])
+        ended = [row["text"] == other["text"] for row, other in pairs if not other["cut"]]
+        entry["same_ended"] = estimate(ended) if ended else None
         entry["lost"] = sum(_passed(other) and not _passed(row) for row, other in pairs)
         entry["gained"] = sum(_passed(row) and not _passed(other) for row, other in pairs)
         entry["pass_change"] = estimate([float(_passed(row)) - float(_passed(other)) for row, other in pairs])

@@ -116,7 +116,7 @@ def repetition(result: Result) -> str:
         groups.setdefault((entry["model"], entry["temperature"]), []).append(entry)
     for (model, temperature), entries in groups.items():
         header = ["penalty", "TR-N", "change", "TR-S", "change", "in a loop", "change"]
-        header += ["ended (EOS)", "compiles", "same text", "tokens", "tokens/s"]
+        header += ["ended (EOS)", "compiles", "same text", "tokens"]
         lines = [
             [
                 entry["penalty"],
@@ -130,7 +130,6 @@ def repetition(result: Result) -> str:
                 f"{entry['compiles']['mean']:.2f}",
                 "" if entry["penalty"] == NONE else f"{entry['unchanged']:.2f}",
                 f"{entry['tokens_mean']:.0f}",
-                f"{entry['tokens_per_second']:.0f}",
             ]
             for entry in entries
         ]
@@ -145,12 +144,25 @@ def repetition(result: Result) -> str:
 
 def harm(result: Result) -> str:
     """One table for all models."""
-    header = ["model", "penalty", "same text", "passed", "pass rate", "change", "lost", "gained", "cut", "tokens"]
+    header = [
+        "model",
+        "penalty",
+        "same text",
+        "of ended ones",
+        "passed",
+        "pass rate",
+        "change",
+        "lost",
+        "gained",
+        "cut",
+        "tokens",
+    ]
     lines = [
         [
             entry["model"],
             entry["mode"],
             f"{entry['same']['mean']:.3f}" if "same" in entry else "",
+            f"{entry['same_ended']['mean']:.3f}" if entry.get("same_ended") else "",
             f"{entry['passed']} of {entry['tasks']}",
             interval(entry["pass_rate"]),
             change(entry.get("pass_change")),

@@ -103,7 +103,7 @@ def test_the_pages_show_the_numbers(whole: Study, tmp_path: Path) -> None:
     first = results["repetition"]["results"][0]
     assert f"| none | {first['tr_n']['mean']:.3f} [" in grammar
     assert "(2 programs, up to 12 new tokens)" in grammar
-    assert "| smollm2-135m-instruct | none, other neighbours | 1.000 |" in grammar
+    assert "| smollm2-135m-instruct | none, other neighbours | 1.000 | " in grammar
     assert f"{results['bregman']['results'][0]['distributions']} distributions of smollm2-135m-instruct" in bregman
     assert results["harm"]["commits"][0] in grammar
     made = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}

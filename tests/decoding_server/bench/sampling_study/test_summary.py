@@ -77,9 +77,15 @@ def test_copies_at_the_end(text: str, longest: int, copies: int) -> None:
 
 
 def harm_row(mode: str, task: str, text: str, outcome: str) -> Row:
-    return {"model": "m", "mode": mode, "max_tokens": 9, "task": task, "text": text, "tokens": 3, "cut": False} | {
-        "outcome": outcome
-    }
+    return {
+        "model": "m",
+        "mode": mode,
+        "max_tokens": 9,
+        "task": task,
+        "text": text,
+        "tokens": 3,
+        "outcome": outcome,
+    } | {"cut": task == "3"}
 
 
 def test_harm_counts_what_is_lost_and_gained() -> None:
@@ -94,6 +100,7 @@ def test_harm_counts_what_is_lost_and_gained() -> None:
     assert (none["passed"], none["timeouts"], dry["passed"]) == (2, 1, 2)
     assert (dry["lost"], dry["gained"]) == (1, 1)
     assert dry["same"]["mean"] == 0.75
+    assert dry["same_ended"]["mean"] == 1.0  # the fourth was cut
     assert dry["pass_change"]["mean"] == 0.0
     assert "lost" not in none
 
