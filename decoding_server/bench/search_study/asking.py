@@ -6,7 +6,7 @@ from typing import Any
 
 from decoding_server.bench.search_study.contenders import SAMPLES_NAME, Contender
 from decoding_server.bench.search_study.grading import Grader
-from decoding_server.bench.search_study.questions import INSTRUCTION, Question
+from decoding_server.bench.search_study.questions import PLACE, PROMPT, STOP, Question
 from strategies.budget import Meter
 from strategies.runtime import Generation, Runtime, StopConditions
 from strategies.sampling.standard import sampling
@@ -23,12 +23,12 @@ def key(contender: Contender, question: Question, seed: int) -> str:
 def generation(runtime: Runtime, contender: Contender, question: Question, *, seed: int, max_tokens: int) -> Generation:
     """The request, as a chat completion would make it."""
     tokenizer = runtime.tokenizer
-    messages = [{"role": "user", "content": f"{INSTRUCTION}\n\n{question.text}"}]
+    messages = [{"role": "user", "content": PROMPT.replace(PLACE, question.text)}]
     prompt = tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
     return Generation(
         prompt,
         sampling=sampling(temperature=contender.temperature),
-        stopping=StopConditions(max_tokens=max_tokens),
+        stopping=StopConditions(max_tokens=max_tokens, stop=(STOP,)),
         seed=seed * 100_003 + question.number,
         meter=Meter(),
     )
@@ -52,7 +52,7 @@ async def ask(
     if search is None:
         (stream,) = runtime.submit([request])
     else:
-        run = SearchRun(search, runtime, request, scorers=scorers, prompt_text=question.text)
+        run = SearchRun(search, runtime, request, scorers=scorers, question=question.text)
         stream = run.streams[0]
     text, tokens, reason = "", 0, None
     async for delta in stream:

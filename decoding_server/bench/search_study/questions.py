@@ -5,10 +5,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-INSTRUCTION = (
-    "Solve the problem step by step. Write one short step per line. "
-    "End with a line that holds #### and then the final number alone."
-)
+PROMPT = Path(__file__).with_name("prompt.txt").read_text(encoding="utf-8").rstrip()
+"""Three worked examples, one step per line: small models rarely follow a description of that format."""
+PLACE = "{question}"
+STOP = "\nProblem:"
+"""Where a model that goes on with a problem of its own is cut off."""
 SUBSET_SEED = 20240803
 """Which questions a subset of a given size holds: the first of one fixed shuffle, so that a larger one contains it."""
 
