@@ -5,6 +5,7 @@ The scripted model draws letters at random for a prompt without a script, so its
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -232,3 +233,54 @@ def test_the_strategies_are_listed_with_their_schema(server: RuntimeServer) -> N
     assert listed["majority"]["slot"] == "search"
     assert listed["majority"]["parameters"]["properties"]["samples"]["default"] == 8
     assert listed["majority"]["supports"]["structured_output"] is True
+
+
+MANY: list[dict[str, Any]] = [
+    {"type": "majority", "samples": 5},
+    {"type": "best-of-n", "samples": 3},
+    {"type": "weighted-majority", "samples": 4},
+    {"type": "phi", "beams": 2, "rollouts": 2, "t_min": 1, "t_max": 2},
+    {"type": "predictive", "rollouts": 3, "t_max": 2},
+    {"type": "litesearch", "max_iterations": 3},
+    {"type": "rebase", "samples": 3},
+    {"type": "step-beam"},
+    {"type": "mcts", "expansions": 3},
+    {"type": "tot-dfs"},
+]
+
+
+def test_many_searches_and_plain_requests_at_once_keep_their_own_parameters(server: RuntimeServer) -> None:
+    """Ten searches, each of another kind and seed, beside twenty plain requests: every reply tells of its own request
+    and says what it would have said alone."""
+
+    def body(number: int) -> dict[str, Any]:
+        asked: dict[str, Any] = {"model": "scripted", "prompt": f"q{number}|", "max_tokens": 30, "seed": 100 + number}
+        if number < len(MANY):
+            asked["decoding"] = {"search": MANY[number], "budget": {"output_tokens": 2000 + number}}
+        return asked
+
+    def asked(number: int) -> dict[str, Any]:
+        response = server.post(COMPLETIONS, body(number))
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    numbers = range(len(MANY) + 20)
+    alone = [asked(number) for number in numbers]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        together = list(pool.map(asked, numbers))
+    for number, (one, other) in enumerate(zip(alone, together, strict=True)):
+        resolved = other["decoding"]
+        assert resolved["seed"] == 100 + number
+        if number < len(MANY):
+            wanted = MANY[number]
+            assert {name: resolved["search"][name] for name in wanted} == wanted
+            assert resolved["budget"] == {"output_tokens": 2000 + number}
+            assert other["usage"]["decoding"]["search"]["nodes"] > 0
+        else:
+            assert resolved["search"] is None
+            assert "search" not in other["usage"]["decoding"]
+        assert texts(other) == texts(one)
+        assert other["usage"]["completion_tokens"] == one["usage"]["completion_tokens"]
+    status = server.runtime.status()
+    assert (status.running, status.waiting) == (0, 0)

@@ -10,6 +10,8 @@ from strategies.scoring.answers import extract
 from strategies.scoring.canonical import answers_equal
 
 SECONDS = 10.0
+START_SECONDS = 120.0
+"""For the worker to start and import sympy, once."""
 MAX_CHARACTERS = 4000
 
 
@@ -58,6 +60,7 @@ class Grader:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         try:
+            self._pool.submit(_verified, "1", "1").result(timeout=START_SECONDS)
             return self._pool.submit(_verified, gold, answer).result(timeout=SECONDS)
         except (TimeoutError, BrokenProcessPool):
             self.timeouts += 1
