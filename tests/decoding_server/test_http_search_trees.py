@@ -196,7 +196,11 @@ def test_two_prompts_are_two_searches(server: RuntimeServer, name: str) -> None:
 
 def test_a_trace_tells_values_visits_and_what_was_pruned(server: RuntimeServer) -> None:
     (report,) = ask(server, search_of("mcts", trace="full"))["trace"]
-    assert all({"value", "visits", "q"} <= node.keys() for node in report["tree"])
+    grown = [node for node in report["tree"] if "visits" in node]  # the rest are completions of open steps
+    step = {node["id"]: node["text"] for node in report["tree"]}
+    assert len(grown) > len(report["tree"]) / 2
+    # A step that says its parent's over again is worth nothing and isn't scored.
+    assert all("q" in node and ("value" in node or node["text"] == step[node["parent"]]) for node in grown)
     (report,) = ask(server, search_of("step-beam", trace="full"))["trace"]
     assert any(node.get("pruned") for node in report["tree"])
     (report,) = ask(server, search_of("litesearch", trace="full"))["trace"]

@@ -86,13 +86,31 @@ def test_row_13_speculation_that_cannot_be_honoured_is_refused(peer: PeerServer,
         assert error_of(peer.post(path, body), 400)["param"].startswith("decoding.speculation")
 
 
+SEARCHES = [
+    {"type": "majority", "samples": 3},
+    {"type": "phi", "beams": 2, "rollouts": 2, "t_min": 1, "t_max": 2},
+    {"type": "step-beam", "beams": 2, "samples": 2},
+    {"type": "litesearch", "max_iterations": 2},
+]
+
+
 @pytest.mark.parametrize("path", ENDPOINTS)
-@pytest.mark.parametrize("value", [{"type": "phi"}, {"type": "best_of_n"}, "phi", {}])
-def test_row_13_search_is_refused_until_it_is_there(peer: PeerServer, path: str, value: Any) -> None:
-    """row 13: a slot that is not honoured is a 400 that names it. To be replaced, once searches are there, by their own
-    tests: each of the fields of PAIRS beside a search counts or is refused."""
+@pytest.mark.parametrize("value", [{"type": "none such"}, {"type": "best_of_n"}, "none such", {}, 5])
+def test_row_13_a_search_that_cannot_be_honoured_is_refused(peer: PeerServer, path: str, value: Any) -> None:
+    """row 13: a slot that is not honoured is a 400 that names it."""
     body = request_body(path, "a", decoding={"search": value})
-    assert error_of(peer.post(path, body), 400)["param"] == "decoding.search"
+    assert error_of(peer.post(path, body), 400)["param"].startswith("decoding.search")
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search["type"])
+def test_row_13_penalties_count_beside_a_search(peer: PeerServer, path: str, search: dict[str, Any]) -> None:
+    """row 13: greedy branches under a penalty say what the plain request under it says."""
+    fields = {"temperature": 0, "frequency_penalty": 2, "max_tokens": 30}
+    if search["type"] == "phi":
+        search = {**search, "step": {"temperature": 0}, "foresight": {"temperature": 0}}
+    reply = peer.ask(path, "?", decoding={"search": search}, **fields)
+    assert reply.text == peer.ask(path, "?", **fields).text == "abcdefghijklmnopqrstuvwxyzabcd"
 
 
 @every_method

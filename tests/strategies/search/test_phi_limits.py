@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from search_stories import END, TOKENIZER, Solved, is_idle, rambling, solve, story
+from search_stories import END, TOKENIZER, is_idle, rambling, solve, story
 from torch import Tensor
 
 from models.scripted import scripted_runtime
@@ -40,7 +40,7 @@ async def test_a_budget_is_never_exceeded_and_there_is_an_answer(search: Search,
         used = {"output_tokens": spend.output_tokens, "forward_tokens": spend.target_tokens, "flops": spend.flops}
         assert 0 < used[unit] <= limit
         assert runtime.engine.model.forward_tokens == spend.target_tokens  # type: ignore[attr-defined]
-        assert solved.counts["explored_tokens"] - appended(solved) == spend.output_tokens
+        assert solved.counts["explored_tokens"] == spend.output_tokens
         (end,), (text,), (tokens,) = solved.ends, solved.texts, solved.tokens
         assert bool(tokens) == (spend.output_tokens > 0)
         assert TOKENIZER.decode(tokens) == text
@@ -51,11 +51,6 @@ async def test_a_budget_is_never_exceeded_and_there_is_an_answer(search: Search,
             assert tokens[-1] == END or len(tokens) == 80
         assert await is_idle(runtime)
         runtime.close()
-
-
-def appended(solved: Solved) -> int:
-    """Tokens of steps taken over from whole answers (predictive decoding of the original kind): generated once."""
-    return sum(node["tokens"] for node in solved.nodes if node.get("chosen") and "stage" not in node)
 
 
 async def test_with_enough_budget_a_complete_answer_comes_back() -> None:
