@@ -106,6 +106,8 @@ def of_loops(result: Result, folder: Path) -> None:
             own = {entry["penalty"]: entry for entry in entries if (entry["model"], entry["temperature"]) == group}
             for row, metric in enumerate(METRICS):
                 for place, (colour, penalty) in enumerate(zip(COLOURS, penalties, strict=False)):
+                    if penalty not in own:  # a run that is not finished
+                        continue
                     one = own[penalty][metric]
                     errors = [[one["mean"] - one["low"]], [one["high"] - one["mean"]]]
                     axes[row][column].bar(place, one["mean"], color=colour, yerr=errors, capsize=2, label=penalty)

@@ -72,6 +72,10 @@ def test_a_run_cut_off_goes_on_to_the_same_rows(whole: Study, tmp_path: Path, ta
     with pytest.raises(KeyboardInterrupt):
         Study(settings(output, tasks_file), stop).run()
     path = output / "repetition.jsonl"
+    for page in documents.PAGES:
+        shutil.copy(PAGES / page, tmp_path / page)
+    documents.write(tmp_path, Study(settings(output, tasks_file), quiet).results())
+    assert " more rows are missing." in (tmp_path / "grammar-penalty.md").read_text()
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) == 8  # one wave of bregman, four of repetition, two rows each
     path.write_text("".join(lines)[:-20])
