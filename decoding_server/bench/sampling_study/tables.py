@@ -60,6 +60,12 @@ def change(estimate: Mapping[str, float] | None) -> str:
     return f"{text} [{signed(estimate['low'])}, {signed(estimate['high'])}]"
 
 
+def share(entry: Result, metric: str) -> str:
+    """A share, in bold where its paired difference to no penalty has an interval without zero."""
+    text, difference = f"{entry[metric]['mean']:.2f}", entry.get(f"{metric}_change")
+    return f"**{text}**" if difference and (difference["low"] > 0 or difference["high"] < 0) else text
+
+
 def label(cell: Mapping[str, Any]) -> str:
     """How a table names a sampler."""
     if cell["sampler"] == "bregman":
@@ -126,8 +132,8 @@ def repetition(result: Result) -> str:
                 change(entry.get("tr_s_change")),
                 f"{entry['looping']['mean']:.2f}",
                 change(entry.get("looping_change")),
-                f"{entry['ended']['mean']:.2f} ({entry['eos']['mean']:.2f})",
-                f"{entry['compiles']['mean']:.2f}",
+                f"{share(entry, 'ended')} ({entry['eos']['mean']:.2f})",
+                share(entry, "compiles"),
                 "" if entry["penalty"] == NONE else f"{entry['unchanged']:.2f}",
                 f"{entry['tokens_mean']:.0f}",
             ]
