@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from strategies.errors import DecodingError
+
 
 class Outcome(StrEnum):
     """The class of one test's result. Everything but `PASS` counts as a failure."""
@@ -90,5 +92,5 @@ class Program:
     setup: str = ""
 
 
-class SandboxUnavailable(Exception):
+class SandboxUnavailable(DecodingError):
     """No allowed backend works here; the text says why and what would help. Not a result of any program."""

@@ -37,7 +37,7 @@ class Search(BaseModel):
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
     (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
-    the other, so drafts can foresee them.
+    the other, so drafts can foresee them. runs_programs: it needs the sandbox.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -45,6 +45,7 @@ class Search(BaseModel):
     name: ClassVar[str]
     whole_answers: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    runs_programs: ClassVar[bool] = False
 
     trace: Annotated[
         TraceLevel, Field(description="How much of the search the reply tells: nothing, its counts, the whole tree.")
@@ -62,6 +63,10 @@ class Search(BaseModel):
 
     def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
         """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
+        return
+
+    def check_prompt(self, question: str) -> None:
+        """Raises InvalidRequest for a question (a chat's last user turn, or the prompt) that it can't work on."""
         return
 
     def check_sampling(
