@@ -24,17 +24,25 @@ Temperature = Annotated[float | None, Field(ge=0, le=5)]
 
 
 class RunLimits(BaseModel):
-    """Of one program; the operator's limits are the most."""
+    """Of one program; null is the operator's limit, which is also the most."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    test_s: Annotated[float, Field(ge=0.05, le=300, description="Wall seconds of each test.")] = 5.0
-    memory_mb: Annotated[int, Field(ge=96, le=65536, description="Address space, the interpreter included.")] = 512
-    output_kb: Annotated[int, Field(ge=1, le=16384, description="What it may print.")] = 64
+    test_s: Annotated[float | None, Field(ge=0.05, le=300, description="Wall seconds of each test.")] = None
+    memory_mb: Annotated[int | None, Field(ge=96, le=65536, description="Address space, interpreter included.")] = None
+    output_kb: Annotated[int | None, Field(ge=1, le=16384, description="What it may print.")] = None
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.test_s, self.memory_mb, self.output_kb)
+    def within(self, most: Limits) -> Limits:
+        """With the operator's limits where there is none. Raises InvalidRequest for one that is above."""
+        chosen = Limits(
+            most.test_s if self.test_s is None else self.test_s,
+            most.memory_mb if self.memory_mb is None else self.memory_mb,
+            most.output_kb if self.output_kb is None else self.output_kb,
+        )
+        if (name := chosen.beyond(most)) is not None:
+            field = f"decoding.search.sandbox.{name}"
+            raise InvalidRequest(f"'{field}' must be at most {getattr(most, name)} on this server", field)
+        return chosen
 
 
 class CodingSearch(Search):
@@ -42,6 +50,7 @@ class CodingSearch(Search):
     task; all prompts are the search's own, and the answer is the program alone."""
 
     runs_programs: ClassVar = True
+    own_text: ClassVar = True
 
     k: Annotated[int, Field(ge=1, le=128, description="Most programs to evaluate.")] = 10
     entry_point: Annotated[
@@ -121,8 +130,10 @@ class CodingSearch(Search):
                 ) from None
         return name
 
-    def check_prompt(self, question: str) -> None:
-        self.function(question)
+    def check_context(self, context: SearchContext) -> None:
+        self.function(context.question)
+        if context.sandbox is not None:
+            self.sandbox.within(context.sandbox.limits)
 
     def check_sampling(
         self, sampling: "SamplingParameters", speculation: "Speculation | None", *, logprobs: bool

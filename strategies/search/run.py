@@ -95,7 +95,7 @@ class SearchRun:
         self._sent = self._answer_text()
         self._sent_tokens: list[int] = []
         self._runtime = runtime
-        search.check_prompt(self.context.question)
+        search.check_context(self.context)
         self._check_room()
         prefill = replace(
             generation, stopping=StopConditions(max_tokens=0), logprobs=None, prompt_logprobs=None, speculation=None

@@ -209,7 +209,9 @@ class Workshop:
     async def _run(self, source: str) -> list[Result]:
         program = Program(source, self.function or None, self.search.setup)
         checks = [test.check for test in self.tests] or [StatementCheck(self.function or "pass")]
-        return await self.context.execute(program, checks, self.search.sandbox.limits)
+        assert self.context.sandbox is not None
+        limits = self.search.sandbox.within(self.context.sandbox.limits)
+        return await self.context.execute(program, checks, limits)
 
     def _attempt(self, draft: Draft, depth: int, key: str, results: list[Result]) -> Attempt:
         number = len(self.attempts)

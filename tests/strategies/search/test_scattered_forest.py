@@ -463,7 +463,7 @@ def test_greedy_runs_nothing() -> None:
 )
 def test_refusals(parameters: dict[str, Any], task: str, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        made(**parameters).check_prompt(task)
+        made(**parameters).function(task)
     assert caught.value.param == f"decoding.search.{field}"
 
 
