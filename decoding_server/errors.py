@@ -20,11 +20,11 @@ from strategies.errors import (
     DecodingError,
     InvalidRequest,
     ModelNotFound,
+    ProgramsUnavailable,
     QueueFull,
     RequestFailed,
     RuntimeUnavailable,
 )
-from strategies.sandbox.outcome import SandboxUnavailable
 
 logger = logging.getLogger("decoding_server")
 
@@ -77,7 +77,7 @@ def failure_of(error: BaseException) -> Failure:
         case QueueFull():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
             return Failure(429, str(error), "rate_limit_error", None, "queue_full", retry)
-        case SandboxUnavailable():
+        case ProgramsUnavailable():
             # Trying again does not help: it is the machine, or how the server was started.
             message = f"This server can't run programs: {error}"
             return Failure(

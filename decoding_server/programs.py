@@ -8,7 +8,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from decoding_server.config import ServerConfig
-from strategies.errors import ModelLoadError
+from strategies.errors import ModelLoadError, ProgramsUnavailable
 from strategies.sandbox.outcome import Limits, SandboxUnavailable
 from strategies.sandbox.sandbox import Sandbox, open_sandbox
 from strategies.search.program_prompts import Prompts
@@ -53,10 +53,10 @@ class ProgramSandbox:
             self._opening.add_done_callback(_told)
 
     async def ready(self) -> Sandbox:
-        """Raises SandboxUnavailable with the reason. What has failed is not tried again."""
+        """Raises ProgramsUnavailable with the reason. What has failed is not tried again."""
         self.start()
         if self._opening is None:
-            raise SandboxUnavailable(self._reason)
+            raise ProgramsUnavailable(self._reason)
         return await asyncio.shield(self._opening)
 
     @property
@@ -89,7 +89,7 @@ class ProgramSandbox:
             self.opened = await open_sandbox(self.allow, allow_unsandboxed=self.unsandboxed, limits=self.limits)
         except (SandboxUnavailable, OSError) as error:
             self._reason = str(error)
-            raise SandboxUnavailable(self._reason) from error
+            raise ProgramsUnavailable(self._reason) from error
         return self.opened
 
 

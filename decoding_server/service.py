@@ -22,10 +22,9 @@ from decoding_server.tools.formats import FORMATS, ToolCallFormat, detect_format
 from decoding_server.values import Scorers, load_scorers
 from decoding_server.verifier import HttpVerifier
 from strategies.budget import Budget, Meter
-from strategies.errors import ContextLengthExceeded, ModelNotFound
+from strategies.errors import ContextLengthExceeded, ModelNotFound, ProgramsUnavailable
 from strategies.runtime import Generation, GenerationStream, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
-from strategies.sandbox.outcome import SandboxUnavailable
 from strategies.search.run import SearchRun
 from strategies.search.search import Search
 from strategies.speculative.speculation import Speculation
@@ -106,7 +105,7 @@ class Service:
         )
 
     async def prepare(self, request: GenerationRequest) -> None:
-        """To be awaited before `submit`: opens what the request needs. Raises SandboxUnavailable."""
+        """To be awaited before `submit`: opens what the request needs. Raises ProgramsUnavailable."""
         search = None if request.decoding is None else request.decoding.search
         if search is not None and search.runs_programs:
             await self.sandbox.ready()
@@ -197,9 +196,9 @@ class Service:
     def _begin_searches(
         self, search: Search, generations: Sequence[Generation], prompts: Sequence[Prompt], choices: int
     ) -> list[SearchRun]:
-        """One for each prompt, or none. Raises as `submit`, and SandboxUnavailable."""
+        """One for each prompt, or none. Raises as `submit`, and ProgramsUnavailable."""
         if search.runs_programs and self.sandbox.opened is None:
-            raise SandboxUnavailable("it has not been opened")
+            raise ProgramsUnavailable("it has not been opened")
         runs: list[SearchRun] = []
         try:
             for generation, prompt in zip(generations, prompts, strict=True):

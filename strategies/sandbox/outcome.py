@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from strategies.errors import DecodingError
-
 
 class Outcome(StrEnum):
     """The class of one test's result. Everything but `PASS` counts as a failure."""
@@ -92,5 +90,5 @@ class Program:
     setup: str = ""
 
 
-class SandboxUnavailable(DecodingError):
+class SandboxUnavailable(Exception):
     """No allowed backend works here; the text says why and what would help. Not a result of any program."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from strategies.answer_text import AnswerText
-from strategies.errors import DecodingError, RequestFailed
+from strategies.errors import DecodingError, ProgramsUnavailable, RequestFailed
 from strategies.randomness import Purpose, Stream, mix64
 from strategies.runtime import (
     Delta,
@@ -20,6 +20,7 @@ from strategies.runtime import (
     StopConditions,
     TokenLogprob,
 )
+from strategies.sandbox.outcome import SandboxUnavailable
 from strategies.search.asking import Question, Reply, rendered
 from strategies.search.committed_prefix import committed_length
 from strategies.search.node import End, Node
@@ -200,7 +201,7 @@ class SearchContext:
     async def execute(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":
         """The results of a program's tests. Its processes are gone when this returns or is cancelled; costs time only.
 
-        Raises BudgetExhausted when the request's seconds are over, SandboxUnavailable when the sandbox fails.
+        Raises BudgetExhausted when the request's seconds are over, ProgramsUnavailable when the sandbox fails.
         """
         assert self.sandbox is not None
         meter = self.generation.meter
@@ -212,6 +213,8 @@ class SearchContext:
         except TimeoutError:
             meter.exhausted = "seconds"
             raise BudgetExhausted("the budget is spent") from None
+        except SandboxUnavailable as error:  # never a result of the program's
+            raise ProgramsUnavailable(str(error)) from error
 
     def propose(self, node: Node, score: float = 0.0) -> None:
         """Remembers the best answer so far, for the case that the budget runs out; of equal scores the later one."""

@@ -11,7 +11,7 @@ import pytest
 from scripted_coder import ASSISTANT, TOKENIZER, ScriptedCoder, code
 
 from strategies.budget import Budget, Meter
-from strategies.errors import DecodingError, InvalidRequest
+from strategies.errors import DecodingError, InvalidRequest, ProgramsUnavailable
 from strategies.registry import registered
 from strategies.runtime import Generation, StopConditions
 from strategies.sandbox.outcome import SandboxUnavailable
@@ -495,3 +495,24 @@ def test_the_model_is_never_shown_the_chat() -> None:
     (prompt,) = coder.prompts("seed")
     assert prompt.startswith("<|system|>")
     assert prompt.endswith(TOKENIZER.SPECIAL[ASSISTANT - 256])
+
+
+class Broken:
+    """A sandbox that fails by itself, whatever it is given."""
+
+    def __init__(self, real: Sandbox) -> None:
+        self.backend, self.limits = real.backend, real.limits
+
+    async def run(self, program: object, checks: object, limits: object) -> None:
+        raise SandboxUnavailable("the sandbox failed twice in a row")
+
+
+def test_a_sandbox_that_fails_is_no_result_of_a_program() -> None:
+    real = BENCH.sandbox
+    assert real is not None
+    BENCH.sandbox = Broken(real)  # type: ignore[assignment]
+    try:
+        with pytest.raises(ProgramsUnavailable, match="twice in a row"):
+            searched(forest_of([RIGHT], [ZERO]), made(k=2))
+    finally:
+        BENCH.sandbox = real
