@@ -15,13 +15,14 @@ ReplyEnd = Literal["stop", "length", "budget", "context"]
 @dataclass(frozen=True, slots=True)
 class Question:
     """messages: (role, text), the system's first. seed: of its noise, 64 bits. temperature: None is the request's.
-    scored: whether the reply's log-probabilities are wanted."""
+    scored: whether the reply's log-probabilities are wanted. prefix: what the reply is made to begin with."""
 
     messages: tuple[tuple[str, str], ...]
     seed: int
     temperature: float | None = None
     max_tokens: int | None = None
     scored: bool = False
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Reply:
     pieces: tuple[tuple[str, float], ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, deltas: Sequence[Delta], tokenizer: Tokenizer, *, scored: bool) -> "Reply":
+    def of(cls, deltas: Sequence[Delta], tokenizer: Tokenizer, *, scored: bool, prefix: str = "") -> "Reply":
         last = deltas[-1]
         if last.finish_reason is None:
             raise RequestFailed("the model stopped without finishing a reply")
@@ -43,8 +44,9 @@ class Reply:
         pieces: list[tuple[str, float]] = []
         if scored:
             entries = [entry for delta in deltas for entry in delta.logprobs or ()]
-            pieces = [(tokenizer.decode([entry.token]), entry.logprob) for entry in entries]
-        text = "".join(delta.text for delta in deltas)
+            pieces = [(prefix, 0.0)] if prefix else []
+            pieces += [(tokenizer.decode([entry.token]), entry.logprob) for entry in entries]
+        text = prefix + "".join(delta.text for delta in deltas)
         return cls(text, sum(len(delta.tokens) for delta in deltas), end, tuple(pieces))
 
     def logprob_of(self, text: str) -> float:
@@ -60,15 +62,15 @@ class Reply:
         return total
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[tuple[str, str]], *, chat: bool) -> list[int]:
-    """The prompt's tokens: by the chat template (without the system's turn where the template has none, but with its
-    text), or as plain paragraphs."""
+def rendered(tokenizer: Tokenizer, question: Question, *, chat: bool) -> list[int]:
+    """The prompt's tokens, the reply's prefix behind them: by the chat template (a template without a system's turn gets
+    its text in the user's), or as plain paragraphs."""
     if not chat:
-        return tokenizer.encode("\n\n".join(text for _, text in messages) + "\n\n")
-    turns: list[Mapping[str, str]] = [{"role": role, "content": text} for role, text in messages]
+        return tokenizer.encode("\n\n".join(text for _, text in question.messages) + "\n\n" + question.prefix)
+    turns: list[Mapping[str, str]] = [{"role": role, "content": text} for role, text in question.messages]
     try:
         text = tokenizer.render_chat(turns)
     except InvalidRequest:
-        joined = "\n\n".join(text for _, text in messages)
+        joined = "\n\n".join(text for _, text in question.messages)
         text = tokenizer.render_chat([{"role": "user", "content": joined}])
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text + question.prefix, add_special_tokens=False)

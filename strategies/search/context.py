@@ -186,14 +186,15 @@ class SearchContext:
             raise BudgetExhausted("the budget is spent")
         asked, generations = [], []
         for place, question in enumerate(questions):
-            tokens = rendered(self.runtime.tokenizer, question.messages, chat=self.is_chat)
+            tokens = rendered(self.runtime.tokenizer, question, chat=self.is_chat)
             room = self.runtime.info.max_model_len - len(tokens)
             if room > 0:
                 asked.append(place)
                 generations.append(self._question(question, tokens, room))
         replies = [Reply("", 0, "context") for _ in questions]
         for place, generation, deltas in zip(asked, generations, await self._collect(generations), strict=True):
-            replies[place] = Reply.of(deltas, self.runtime.tokenizer, scored=generation.logprobs is not None)
+            scored, prefix = generation.logprobs is not None, questions[place].prefix
+            replies[place] = Reply.of(deltas, self.runtime.tokenizer, scored=scored, prefix=prefix)
         self.trace.called("asked", len(asked))
         self.trace.called("asked_tokens", sum(reply.tokens for reply in replies))
         return replies

@@ -5,9 +5,11 @@ import ast
 import re
 
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*$", re.MULTILINE)
+FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 DEFINITION = re.compile(r"^(?:from\s|import\s|def\s|async\s+def\s|class\s|@)", re.MULTILINE)
 PYTHON = {"python", "python3", "py"}
 NUMBERED = re.compile(r"^[\s\-*#>]*(?:direction|idea|repair|option)\s*#?\d+\**\s*[:.)\-]+\**\s*", re.IGNORECASE)
+LISTED = re.compile(r"^\s{0,3}\d+[.)]\s+")
 LESSONS = re.compile(r"^[\s*#]*(?:updated\s+)?(?:lessons|insights)\b[^:\n]*:?\**[ \t]*", re.IGNORECASE | re.MULTILINE)
 MAX_LESSONS = 2000
 MAX_DIRECTION = 600
@@ -56,11 +58,15 @@ def bare_program(reply: str) -> str | None:
 
 def directions_of(reply: str, m: int) -> list[str]:
     """At most m directions, numbered lines with their continuations; of those that differ in case, punctuation or
-    white space only, the first."""
+    white space only, the first. Without the word, the entries of a plain numbered list outside of code blocks."""
+    return _numbered(reply, NUMBERED, m) or _numbered(FENCED.sub("", reply), LISTED, m)
+
+
+def _numbered(reply: str, heading: re.Pattern[str], m: int) -> list[str]:
     found: list[str] = []
     current: list[str] | None = None
     for line in [*reply.split("\n"), ""]:
-        head = NUMBERED.match(line)
+        head = heading.match(line)
         if current is not None and (head is not None or not line.strip()):
             found.append(" ".join(current)[:MAX_DIRECTION].strip())
             current = None

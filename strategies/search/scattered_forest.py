@@ -24,6 +24,8 @@ DIRECTION_TOKENS = 512
 LESSON_TOKENS = 400
 DIRECTION_TRIES = 3
 NO_LESSONS = "None"
+FIRST_DIRECTION = "Direction 1:"
+"""How the reply begins for a model that wrote something else before: small ones like to write the program again."""
 Theme = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -147,6 +149,7 @@ class ScatteredForest(CodingSearch):
             temperature=self.direction_temperature,
             max_tokens=DIRECTION_TOKENS,
             scored=self.selection == "puct",
+            prefix=FIRST_DIRECTION if attempt else "",
         )
 
     async def _carry_out(self, work: Workshop, jobs: Sequence[Expansion]) -> list[Attempt]:

@@ -93,10 +93,11 @@ class Workshop:
         temperature: float | None = None,
         max_tokens: int | None = None,
         scored: bool = False,
+        prefix: str = "",
     ) -> Question:
         """What the call is for keys its noise, so a seed repeats a search whatever else the server does."""
         seed = derive_seed(self.context.generation.seed, role, node, attempt)
-        return Question((("system", system), ("user", user)), seed, temperature, max_tokens, scored)
+        return Question((("system", system), ("user", user)), seed, temperature, max_tokens, scored, prefix)
 
     def code_question(
         self, role: str, node: str, user: str, temperature: float | None, *, attempt: int = 0

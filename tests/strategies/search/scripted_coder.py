@@ -11,6 +11,7 @@ from models.scripted import ByteTokenizer, scripted_runtime
 
 TOKENIZER = ByteTokenizer()
 END, SYSTEM, USER, ASSISTANT = range(256, 260)
+PREFIX = "Direction 1:"
 KINDS = {
     "You check": "tests",
     "plan repairs": "directions",
@@ -34,11 +35,14 @@ class ScriptedCoder:
         self._known: dict[tuple[int, ...], bytes] = {}
 
     def distribution(self, context: Sequence[int]) -> Tensor:
-        end = len(context) - context[::-1].index(ASSISTANT)
+        turn = end = len(context) - context[::-1].index(ASSISTANT)
+        # What the reply has to begin with belongs to the prompt; a reply is then played from behind as many characters.
+        prefix = list(PREFIX.encode())
+        end += len(prefix) * (context[end : end + len(prefix)] == prefix)
         prompt = tuple(context[:end])
         if prompt not in self._known:
             self._known[prompt] = self._reply(TOKENIZER.decode(prompt, skip_special_tokens=False)).encode()
-        reply, place = self._known[prompt], len(context) - end
+        reply, place = self._known[prompt], len(context) - turn
         logits = torch.full((TOKENIZER.vocab_size,), -30.0)
         logits[reply[place] if place < len(reply) else END] = 30.0
         return logits

@@ -18,6 +18,7 @@ from strategies.sandbox.outcome import SandboxUnavailable
 from strategies.sandbox.sandbox import Sandbox, open_sandbox
 from strategies.search.coding_search import CodingSearch
 from strategies.search.program_prompts import STOCK
+from strategies.search.program_replies import directions_of
 from strategies.search.run import SearchRun
 
 TASK = "Write add(a, b), which adds."
@@ -214,6 +215,28 @@ def test_replies_that_ignore_the_format() -> None:
     assert counts["replies_without_lessons"] == 1
     assert reply.programs[0]["results"] == ["not_run"] * 6
     assert [node["direction"] for node in reply.programs][2:] == [STOCK[0], STOCK[0]]
+
+
+def test_a_model_that_writes_no_directions_is_given_their_beginning() -> None:
+    """The second question's reply begins with the words; the scripted model then goes on from there."""
+    replies = ["```python\nprint(1)\n```", "............ add both"]
+    coder = forest_of([FIRST], [RIGHT], directions=replies)
+    reply = searched(coder, made(k=4, seeds=1))
+    assert reply.programs[1]["direction"] == "add both"
+    assert coder.prompts("directions")[1].endswith("<|assistant|>Direction 1:")
+    assert reply.facts["replies"]["replies_without_direction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "directions"),
+    [
+        ("1. Use a set.\n2) Sort first\n   and then loop.\n3. unused", ["Use a set.", "Sort first and then loop."]),
+        ("```\n1. in code\n```\nNothing.", []),
+        ("**Direction 1**: one\n**Direction 2:** two", ["one", "two"]),
+    ],
+)
+def test_directions_of_small_models(reply: str, directions: list[str]) -> None:
+    assert directions_of(reply, 2) == directions
 
 
 def test_no_program_at_all() -> None:
