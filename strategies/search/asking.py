@@ -63,7 +63,7 @@ class Reply:
 
 
 def rendered(tokenizer: Tokenizer, question: Question, *, chat: bool) -> list[int]:
-    """The prompt's tokens, the reply's prefix behind them: by the chat template (a template without a system's turn gets
+    """The prompt's tokens, then the reply's prefix: by the chat template (one without a system's turn gets
     its text in the user's), or as plain paragraphs."""
     if not chat:
         return tokenizer.encode("\n\n".join(text for _, text in question.messages) + "\n\n" + question.prefix)
