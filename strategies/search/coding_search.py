@@ -146,6 +146,7 @@ class CodingSearch(Search):
 
     async def run(self, context: SearchContext) -> Sequence[Node]:
         work = Workshop(self, context)
+        await work.read_tests()
         try:
             await self.find(work)
         except BudgetExhausted:

@@ -4,11 +4,16 @@ import ast
 import builtins
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 RESULT = re.compile(r"^(?:==|=>|->|➞|→|should\s+return|returns?)\s*(.+)$")
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+([A-Za-z_]\w*)[ \t]*\(", re.MULTILINE)
 MAX_EXAMPLES = 32
-MAX_LINE = 2000
+MAX_LINE = 1000
+MAX_LINES = 500
+MAX_CALLS = 4
+MAX_BRACKETS = 32
+"""Of a line's calls, and of closing brackets that may be a call's last: the prompt may be hostile."""
 
 
 def parse_examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
@@ -16,9 +21,12 @@ def parse_examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
     ->, an arrow or "returns". Both sides must be literal."""
     found: dict[str, str] = {}
     lines = prompt.split("\n")
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if entry_point not in line or len(line) > MAX_LINE:
-            continue
+    mentions = [
+        pair
+        for pair in zip(lines, [*lines[1:], ""], strict=True)
+        if entry_point in pair[0] and len(pair[0]) <= MAX_LINE
+    ]
+    for line, following in mentions[:MAX_LINES]:
         example = example_of(line, following, entry_point)
         if example is not None:
             found.setdefault(*example)
@@ -26,7 +34,8 @@ def parse_examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
 
 
 def example_of(line: str, following: str, entry_point: str) -> tuple[str, str] | None:
-    for start in re.finditer(rf"(?<![\w.]){re.escape(entry_point)}\(", line):
+    calls = re.finditer(rf"(?<![\w.]){re.escape(entry_point)}\(", line)
+    for start in islice(calls, MAX_CALLS):
         call, rest = leading_call(line[start.start() :])
         if call is None:
             continue
@@ -44,7 +53,7 @@ def example_of(line: str, following: str, entry_point: str) -> tuple[str, str] |
 
 def leading_call(text: str) -> tuple[str | None, str]:
     """The call with literal arguments that a text begins with, in normal form, and what follows it."""
-    for end in re.finditer(r"\)", text):
+    for end in islice(re.finditer(r"\)", text), MAX_BRACKETS):
         try:
             expression = ast.parse(text[: end.end()], mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -62,7 +71,9 @@ def leading_literal(text: str) -> str | None:
     """The literal that a text consists of, or begins with before a comment, a sentence's end or more words."""
     text = text.strip()
     ends = [len(text), *(match.start() for match in reversed(list(re.finditer(r"[\s.,;#]", text))))]
-    return next((found for end in ends[:40] if (found := literal(text[:end].strip())) is not None), None)
+    return next(
+        (found for end in ends[:40] if (found := literal(text[:end].strip().rstrip(".,;:`"))) is not None), None
+    )
 
 
 def literal(text: str) -> str | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from strategies.search.coding_search import CodingSearch
     from strategies.search.context import SearchContext
 
+CODE_TOKENS = 4096
+"""Of a program, where the request sets no limit (the published runs' own)."""
 TEST_TOKENS = 1024
 TEST_TRIES = 3
 EXTRA_TESTS = 2
@@ -76,9 +78,12 @@ class Workshop:
         self.task = self.context.question
         self.function = self.search.function(self.task)
         self.prompts = self.context.prompts
-        self.tests = given_tests(self.search.tests, self.function)
+
+    async def read_tests(self) -> None:
+        """Those given and those in the prompt."""
+        self.tests = await self.context.compute(given_tests, self.search.tests, self.function)
         if self.search.examples_from_prompt and self.function:
-            self.tests += prompt_tests(self.task, self.function, self.tests)
+            self.tests += await self.context.compute(prompt_tests, self.task, self.function, self.tests)
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class Workshop:
         self, role: str, node: str, user: str, temperature: float | None, *, attempt: int = 0
     ) -> Question:
         system = self.prompts.coder if self.function else self.prompts.scripter
-        most = self.context.generation.stopping.max_tokens
+        most = self.context.generation.stopping.max_tokens or CODE_TOKENS
         return self.question(
             role,
             node,

@@ -346,6 +346,16 @@ def test_n_answers_are_distinct() -> None:
     assert reply.texts == [fenced(RIGHT), fenced(FIRST), fenced(SECOND)]
 
 
+def test_programs_that_behave_alike_outvote_a_shorter_one() -> None:
+    """Three programs pass as many tests; two of them, textually different, return the same values."""
+    alike = [code("return a if True else 1"), code("return a if a == a else 2")]
+    reply = searched(forest_of([SECOND, *alike], [ZERO]), made(k=3, seeds=3))
+    assert reply.scores == [round(2 / 6, 6)] * 3
+    assert reply.texts == [fenced(alike[0])]
+    official = searched(forest_of([SECOND, *alike], [ZERO]), made(k=3, seeds=3, final="official"))
+    assert official.texts == [fenced(SECOND)]
+
+
 def test_raw_format_and_client_stop() -> None:
     reply = searched(forest_of([RIGHT], [ZERO]), made(k=1, format="raw"))
     assert reply.texts == ["def add(a, b):\n    return a + b\n"]
