@@ -1,12 +1,15 @@
 """Searches for programs over HTTP: an ordinary answer from the real sandbox, and what is refused without one."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from runtime_server import RuntimeServer, serve_runtime
 
@@ -135,6 +138,33 @@ def test_greedy_needs_no_sandbox(without: RuntimeServer) -> None:
 )
 def test_refusals(server: RuntimeServer, search: dict[str, Any], fields: dict[str, Any], param: str) -> None:
     assert refused(server.post(CHAT, body({**SEARCH, **search}, **fields)), 400)["param"] == param
+
+
+def test_a_client_that_leaves_ends_its_program(server: RuntimeServer) -> None:
+    """The program never ends by itself, and its tests would take it 10 s."""
+
+    def busy() -> set[int]:
+        found = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cpu_times().user > 0.3:
+                    found.add(process.pid)
+        return found
+
+    def wait(condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return condition()
+
+    endless = {"call": "add(1, 2)", "expected": "3"}
+    search = {**SEARCH, "tests": [endless, endless], "setup": "while True: pass"}
+    before = busy()
+    with httpx.stream("POST", server.url + CHAT, json=body(search, stream=True), timeout=30) as reply:
+        assert reply.status_code == 200
+        assert wait(lambda: bool(busy() - before), 30)
+        running = busy() - before
+    assert wait(lambda: not running & set(psutil.pids()), 4)
 
 
 def test_the_operators_words(tmp_path: Path) -> None:
