@@ -103,6 +103,24 @@ class ServerConfig(BaseSettings):
     value_calibration: Annotated[list[str], NoDecode] = Field(
         [], description="file that makes one kind of value a probability (Platt scaling); repeatable"
     )
+    sandbox: Literal["auto", "bwrap", "landlock", "off"] = Field(
+        "auto",
+        description="what confines programs that searches run; auto: bubblewrap, else Landlock; off: none are run",
+    )
+    allow_unsandboxed_programs: bool = Field(
+        False,
+        description="run programs that a model wrote with limits only where no sandbox works: they can read and send "
+        "all that this server can, so never outside of a disposable container",
+    )
+    sandbox_test_seconds: Annotated[float, Field(ge=0.05, le=300)] = Field(
+        5.0, description="wall seconds that one test of such a program may take; requests may ask for less"
+    )
+    sandbox_memory: Annotated[int, Field(ge=96 << 20, le=1 << 36)] = Field(
+        512 << 20, description="memory of such a program, e.g. 512MiB; requests may ask for less"
+    )
+    program_prompts: str | None = Field(
+        None, description="TOML file with other words for what searches for programs ask the model"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
         None, description="makes requests without a seed repeatable, in the order in which they arrive"
     )
@@ -146,7 +164,7 @@ class ServerConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe messages shown")
     config: str | None = Field(None, description="YAML file with these keys (dashes or underscores)")
 
-    @field_validator("kv_cache_memory", "max_body", "response_store_memory", mode="before")
+    @field_validator("kv_cache_memory", "max_body", "response_store_memory", "sandbox_memory", mode="before")
     @classmethod
     def _sizes(cls, value: Any) -> Any:
         return parse_size(value)

@@ -20,6 +20,7 @@ from strategies.errors import (
     DecodingError,
     InvalidRequest,
     ModelNotFound,
+    ProgramsUnavailable,
     QueueFull,
     RequestFailed,
     RuntimeUnavailable,
@@ -76,6 +77,17 @@ def failure_of(error: BaseException) -> Failure:
         case QueueFull():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
             return Failure(429, str(error), "rate_limit_error", None, "queue_full", retry)
+        case ProgramsUnavailable():
+            # Trying again does not help: it is the machine, or how the server was started.
+            message = f"This server can't run programs: {error}"
+            return Failure(
+                503,
+                message,
+                "service_unavailable_error",
+                "decoding.search",
+                "sandbox_unavailable",
+                {"x-should-retry": "false"},
+            )
         case RuntimeUnavailable():
             retry = {"retry-after": str(LOADING_RETRY_SECONDS)}
             return Failure(503, str(error), "service_unavailable_error", None, "unavailable", retry)

@@ -158,6 +158,7 @@ class Serving:
             self._stop(1)
             return
         self.app = app
+        app.state.service.sandbox.start()
         self.gate.open(app)
         info = self.runtime.info
         logger.info("value functions for searches: %s", ", ".join(scorers))

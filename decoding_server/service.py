@@ -12,6 +12,7 @@ from decoding_server.decoding import SEPARATOR, resolved_decoding, split_model
 from decoding_server.errors import InvalidField
 from decoding_server.metrics import STANDARD
 from decoding_server.observability import RequestObserver
+from decoding_server.programs import ProgramSandbox, load_prompts
 from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.generation import GenerationRequest
 from decoding_server.running import Prompt, RunningRequest
@@ -21,7 +22,7 @@ from decoding_server.tools.formats import FORMATS, ToolCallFormat, detect_format
 from decoding_server.values import Scorers, load_scorers
 from decoding_server.verifier import HttpVerifier
 from strategies.budget import Budget, Meter
-from strategies.errors import ContextLengthExceeded, ModelNotFound
+from strategies.errors import ContextLengthExceeded, ModelNotFound, ProgramsUnavailable
 from strategies.runtime import Generation, GenerationStream, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
 from strategies.search.run import SearchRun
@@ -69,6 +70,8 @@ class Service:
         self.created = int(time.time())
         self.seeds = SeedSource(config.seed)
         self.scorers = load_scorers(runtime, config) if scorers is None else scorers
+        self.sandbox = ProgramSandbox(config)
+        self.prompts = load_prompts(config)
         self.tool_format = tool_format_of(config.tool_call_parser, runtime.tokenizer.chat_template)
         markers = () if self.tool_format is None else self.tool_format.markers
         special = runtime.tokenizer.special_token_ids
@@ -76,7 +79,8 @@ class Service:
         self.sampling_defaults = dict(runtime.info.sampling_defaults) if config.generation_config == "auto" else {}
 
     async def close(self) -> None:
-        """Closes connections to others; the runtime is the caller's."""
+        """Closes connections to others and ends programs; the runtime is the caller's."""
+        await self.sandbox.close()
         for scorer in self.scorers.values():
             verifier = getattr(scorer, "inner", scorer)
             if isinstance(verifier, HttpVerifier):
@@ -99,6 +103,12 @@ class Service:
         return ModelNotFound(
             f"The model '{requested[:100]}' does not exist. This server serves: {', '.join(self.served_names)}."
         )
+
+    async def prepare(self, request: GenerationRequest) -> None:
+        """To be awaited before `submit`: opens what the request needs. Raises ProgramsUnavailable."""
+        search = None if request.decoding is None else request.decoding.search
+        if search is not None and search.runs_programs:
+            await self.sandbox.ready()
 
     def submit(
         self,
@@ -186,7 +196,9 @@ class Service:
     def _begin_searches(
         self, search: Search, generations: Sequence[Generation], prompts: Sequence[Prompt], choices: int
     ) -> list[SearchRun]:
-        """One for each prompt, or none. Raises as `submit`."""
+        """One for each prompt, or none. Raises as `submit`, and ProgramsUnavailable."""
+        if search.runs_programs and self.sandbox.opened is None:
+            raise ProgramsUnavailable("it has not been opened")
         runs: list[SearchRun] = []
         try:
             for generation, prompt in zip(generations, prompts, strict=True):
@@ -197,6 +209,8 @@ class Service:
                         generation,
                         n=choices,
                         scorers=self.scorers,
+                        sandbox=self.sandbox.opened if search.runs_programs else None,
+                        prompts=self.prompts,
                         prompt_text=prompt.text,
                         question=prompt.question,
                     )

@@ -33,6 +33,10 @@ class RuntimeUnavailable(DecodingError):
     """The runtime is loading, draining or dead."""
 
 
+class ProgramsUnavailable(DecodingError):
+    """No sandbox works here, or the one that did has failed: programs can't be run. The message says why."""
+
+
 class RequestFailed(DecodingError):
     """A fault while running one request (not-a-number logits, a strategy's bug). Others are unaffected."""
 

@@ -35,6 +35,7 @@ async def create_chat_completion(request: Request) -> Response:
     _check(chat, service)
     tools = plan_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls, service.tool_format)
     prompt = await chat_prompt(service, chat, tools)
+    await service.prepare(chat)
     running = service.submit(
         chat,
         [prompt],

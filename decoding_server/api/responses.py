@@ -56,6 +56,7 @@ async def create_response(request: Request) -> Response:
         prompt = await chat_prompt(service, chat, tools)
         structure = await structure_of(service, chat, tools)
         sampling = service.sampling(chat, structure)
+        await service.prepare(chat)
         running = service.submit(
             chat,
             [prompt],

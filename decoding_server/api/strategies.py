@@ -17,8 +17,8 @@ router = APIRouter()
 
 @router.get("/v1/strategies")
 async def list_strategies(request: Request) -> StrategyList:
-    """Strategies by the slot of `decoding` that takes them, presets, the budget's schema, and the value functions that
-    this server has loaded for its searches."""
+    """Strategies by the slot of `decoding` that takes them, presets, the budget's schema, the value functions that
+    this server has loaded for its searches, and whether it can run programs."""
     return {
         "object": "list",
         "data": [
@@ -34,6 +34,7 @@ async def list_strategies(request: Request) -> StrategyList:
             {"id": name, "calibrated": value.calibrated, "automatic": getattr(value, "automatic", True)}
             for name, value in service_of(request).scorers.items()
         ],
+        "sandbox": service_of(request).sandbox.described,
     }
 
 
@@ -53,6 +54,8 @@ def described_speculation(name: str, kind: type[Speculation]) -> Strategy:
 def described_search(name: str, kind: type[Search]) -> Strategy:
     whole = kind.whole_answers
     supports = {"greedy": True, "speculation": kind.draws, "tools": whole, "structured_output": whole}
+    supports["logprobs"] = not kind.own_text
+    supports["needs_sandbox"] = kind.runs_programs
     return _strategy(name, kind, "search", "search", exact=False, supports=supports)
 
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from decoding_server.programs import SandboxState
+
 
 class Strategy(TypedDict):
     """One strategy: the slot of `decoding` that takes it, its parameters' JSON schema, what it works with.
@@ -38,3 +40,4 @@ class StrategyList(TypedDict):
     presets: dict[str, Any]
     budget: dict[str, Any]
     values: list[LoadedValue]
+    sandbox: SandboxState

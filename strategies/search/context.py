@@ -1,13 +1,14 @@
 """What a search may await: continuations of its nodes, values, hidden states, log-probabilities; all on one budget."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from strategies.answer_text import AnswerText
-from strategies.errors import DecodingError, RequestFailed
+from strategies.errors import DecodingError, ProgramsUnavailable, RequestFailed
 from strategies.randomness import Purpose, Stream, mix64
 from strategies.runtime import (
     Delta,
@@ -19,11 +20,17 @@ from strategies.runtime import (
     StopConditions,
     TokenLogprob,
 )
+from strategies.sandbox.outcome import SandboxUnavailable
+from strategies.search.asking import Question, Reply, rendered
 from strategies.search.committed_prefix import committed_length
 from strategies.search.node import End, Node
+from strategies.search.program_prompts import Prompts
 from strategies.search.trace import Trace
 
 if TYPE_CHECKING:
+    from strategies.sandbox.checks import Check
+    from strategies.sandbox.outcome import Limits, Program, Result
+    from strategies.sandbox.sandbox import Sandbox
     from strategies.scoring.value import ValueFunction
 
 P = ParamSpec("P")
@@ -40,7 +47,8 @@ class BudgetExhausted(DecodingError):
 class SearchContext:
     """One search at work. Made by `SearchRun`; everything happens on the event loop.
 
-    root: the empty answer. n: answers wanted. scorers: value functions by name.
+    root: the empty answer. n: answers wanted. scorers: value functions by name. sandbox: None for a search that doesn't
+    need one. prompts: what searches for programs ask.
     """
 
     def __init__(
@@ -50,6 +58,8 @@ class SearchContext:
         *,
         n: int = 1,
         scorers: "Mapping[str, ValueFunction] | None" = None,
+        sandbox: "Sandbox | None" = None,
+        prompts: Prompts | None = None,
         trace: Trace | None = None,
         prompt_text: str = "",
         question: str | None = None,
@@ -64,6 +74,8 @@ class SearchContext:
         self.is_chat = question is not None
         self.question = prompt_text if question is None else question
         self.scorers = scorers or {}
+        self.sandbox = sandbox
+        self.prompts = prompts or Prompts()
         self.trace = trace or Trace("none")
         self.committed: list[int] = []
         self.proposed: Node | None = None
@@ -161,6 +173,49 @@ class SearchContext:
         """A child with given tokens, which nothing has to be computed for now. Its text may end the answer."""
         delta = Delta(tokens=list(tokens), logprobs=list(logprobs), finish_reason="length")
         return self._child(node, (*node.lineage, child), [delta], generated=False)
+
+    async def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """One sampled reply to each question, a prompt of the search's own: a fresh conversation where the request is
+        one, else plain text. The client's stop conditions hold for its answer alone, so not here.
+
+        Questions are charged, ordered and cached as the request's own prompt. One that does not fit the model's context
+        is not asked; its reply is empty and ends with "context". Where the budget runs out meanwhile, replies end with
+        "budget". Raises BudgetExhausted if it had run out before.
+        """
+        if self.exhausted:
+            raise BudgetExhausted("the budget is spent")
+        asked, generations = [], []
+        for place, question in enumerate(questions):
+            tokens = rendered(self.runtime.tokenizer, question, chat=self.is_chat)
+            room = self.runtime.info.max_model_len - len(tokens)
+            if room > 0:
+                asked.append(place)
+                generations.append(self._question(question, tokens, room))
+        replies = [Reply("", 0, "context") for _ in questions]
+        for place, generation, deltas in zip(asked, generations, await self._collect(generations), strict=True):
+            scored, prefix = generation.logprobs is not None, questions[place].prefix
+            replies[place] = Reply.of(deltas, self.runtime.tokenizer, scored=scored, prefix=prefix)
+        self.trace.called("asked", len(asked))
+        self.trace.called("asked_tokens", sum(reply.tokens for reply in replies))
+        return replies
+
+    async def execute(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":
+        """The results of a program's tests. Its processes are gone when this returns or is cancelled; costs time only.
+
+        Raises BudgetExhausted when the request's seconds are over, ProgramsUnavailable when the sandbox fails.
+        """
+        assert self.sandbox is not None
+        meter = self.generation.meter
+        seconds = meter.budget.seconds
+        left = None if seconds is None else max(0.0, seconds - (time.monotonic() - meter.started))
+        try:
+            async with asyncio.timeout(left):
+                return await self.sandbox.run(program, checks, limits)
+        except TimeoutError:
+            meter.exhausted = "seconds"
+            raise BudgetExhausted("the budget is spent") from None
+        except SandboxUnavailable as error:  # never a result of the program's
+            raise ProgramsUnavailable(str(error)) from error
 
     def propose(self, node: Node, score: float = 0.0) -> None:
         """Remembers the best answer so far, for the case that the budget runs out; of equal scores the later one."""
@@ -310,6 +365,22 @@ class SearchContext:
             branch=lineage,
             logprobs=(base.logprobs or 0) if logprobs is None else max(logprobs, base.logprobs or 0),
             logprobs_mode=mode,
+            prompt_logprobs=None,
+        )
+
+    def _question(self, question: Question, tokens: list[int], room: int) -> Generation:
+        base = self.generation
+        heat = question.temperature
+        return replace(
+            base,
+            prompt=tokens,
+            answer=(),
+            sampling=base.sampling if heat is None else replace(base.sampling, temperature=heat),
+            stopping=StopConditions(max_tokens=room if question.max_tokens is None else min(room, question.max_tokens)),
+            seed=question.seed,
+            branch=(0,),
+            logprobs=0 if question.scored else None,
+            logprobs_mode="raw",
             prompt_logprobs=None,
         )
 

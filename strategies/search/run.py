@@ -12,10 +12,12 @@ from strategies.errors import ContextLengthExceeded, DecodingError, RequestFaile
 from strategies.runtime import Delta, FinishReason, Generation, Runtime, StopConditions, TokenLogprob
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
+from strategies.search.program_prompts import Prompts
 from strategies.search.search import Search
 from strategies.search.trace import Record, Trace
 
 if TYPE_CHECKING:
+    from strategies.sandbox.sandbox import Sandbox
     from strategies.scoring.value import ValueFunction
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class SearchRun:
         *,
         n: int = 1,
         scorers: "Mapping[str, ValueFunction] | None" = None,
+        sandbox: "Sandbox | None" = None,
+        prompts: Prompts | None = None,
         prompt_text: str = "",
         question: str | None = None,
     ) -> None:
@@ -80,6 +84,8 @@ class SearchRun:
             generation,
             n=n,
             scorers=scorers,
+            sandbox=sandbox,
+            prompts=prompts,
             trace=self.trace,
             prompt_text=prompt_text,
             question=question,
@@ -89,6 +95,7 @@ class SearchRun:
         self._sent = self._answer_text()
         self._sent_tokens: list[int] = []
         self._runtime = runtime
+        search.check_context(self.context)
         self._check_room()
         prefill = replace(
             generation, stopping=StopConditions(max_tokens=0), logprobs=None, prompt_logprobs=None, speculation=None

@@ -37,7 +37,8 @@ class Search(BaseModel):
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
     (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
-    the other, so drafts can foresee them.
+    the other, so drafts can foresee them. runs_programs: it needs the sandbox. own_text: the answer is put
+    together by the search, so it has no log-probabilities.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -45,6 +46,8 @@ class Search(BaseModel):
     name: ClassVar[str]
     whole_answers: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    runs_programs: ClassVar[bool] = False
+    own_text: ClassVar[bool] = False
 
     trace: Annotated[
         TraceLevel, Field(description="How much of the search the reply tells: nothing, its counts, the whole tree.")
@@ -62,6 +65,10 @@ class Search(BaseModel):
 
     def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
         """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
+        return
+
+    def check_context(self, context: "SearchContext") -> None:
+        """Raises InvalidRequest for a question or a sandbox that it can't work with. Nothing has been generated yet."""
         return
 
     def check_sampling(

@@ -34,6 +34,16 @@ class RuntimeServer:
         return httpx.post(self.url + path, json=body, timeout=30, **options)
 
 
+class Server(uvicorn.Server):
+    """Closes at its end what the application has opened on its event loop."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            await self.config.app.state.service.close()  # type: ignore[union-attr]
+
+
 @contextmanager
 def serve_runtime(
     runtime: TorchRuntime, flags: dict[str, Any] | None = None, store: ResponseStore | None = None
@@ -43,7 +53,7 @@ def serve_runtime(
     if store is not None:
         app.state.response_store = store
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    server = Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

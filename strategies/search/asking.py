@@ -1,0 +1,76 @@
+"""Questions that a search asks the served model in prompts of its own, and the replies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from strategies.errors import InvalidRequest, RequestFailed
+from strategies.runtime import Delta
+from strategies.text import Tokenizer
+
+ReplyEnd = Literal["stop", "length", "budget", "context"]
+"""The model ended; its length limit; the budget ran out; the question did not fit the context, so it wasn't asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """messages: (role, text), the system's first. seed: of its noise, 64 bits. temperature: None is the request's.
+    scored: whether the reply's log-probabilities are wanted. prefix: what the reply is made to begin with."""
+
+    messages: tuple[tuple[str, str], ...]
+    seed: int
+    temperature: float | None = None
+    max_tokens: int | None = None
+    scored: bool = False
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """pieces: where asked for, (text, raw log-probability) of each token that has text."""
+
+    text: str
+    tokens: int
+    end: ReplyEnd
+    pieces: tuple[tuple[str, float], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, deltas: Sequence[Delta], tokenizer: Tokenizer, *, scored: bool, prefix: str = "") -> "Reply":
+        last = deltas[-1]
+        if last.finish_reason is None:
+            raise RequestFailed("the model stopped without finishing a reply")
+        budget = isinstance(last.stop_reason, str) and last.stop_reason.startswith("budget:")
+        end: ReplyEnd = "budget" if budget else "stop" if last.finish_reason == "stop" else "length"
+        pieces: list[tuple[str, float]] = []
+        if scored:
+            entries = [entry for delta in deltas for entry in delta.logprobs or ()]
+            pieces = [(prefix, 0.0)] if prefix else []
+            pieces += [(tokenizer.decode([entry.token]), entry.logprob) for entry in entries]
+        text = prefix + "".join(delta.text for delta in deltas)
+        return cls(text, sum(len(delta.tokens) for delta in deltas), end, tuple(pieces))
+
+    def logprob_of(self, text: str) -> float:
+        """The log-probability of the part of the reply that says this; of the whole if it isn't there as it stands."""
+        start = self.text.find(text[:40]) if text else -1
+        if start < 0:
+            return sum(logprob for _, logprob in self.pieces)
+        total, place = 0.0, 0
+        for piece, logprob in self.pieces:
+            if start <= place < start + len(text):
+                total += logprob
+            place += len(piece)
+        return total
+
+
+def rendered(tokenizer: Tokenizer, question: Question, *, chat: bool) -> list[int]:
+    """The prompt's tokens, then the reply's prefix: by the chat template (one without a system's turn gets
+    its text in the user's), or as plain paragraphs."""
+    if not chat:
+        return tokenizer.encode("\n\n".join(text for _, text in question.messages) + "\n\n" + question.prefix)
+    turns: list[Mapping[str, str]] = [{"role": role, "content": text} for role, text in question.messages]
+    try:
+        text = tokenizer.render_chat(turns)
+    except InvalidRequest:
+        joined = "\n\n".join(text for _, text in question.messages)
+        text = tokenizer.render_chat([{"role": "user", "content": joined}])
+    return tokenizer.encode(text + question.prefix, add_special_tokens=False)

@@ -1,0 +1,139 @@
+"""The tests that a search for programs goes by: given in the request, found in the prompt, or written by the model."""
+
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_stdin
+from strategies.search.prompt_examples import parse_examples
+
+Origin = Literal["given", "prompt", "generated"]
+Text = Annotated[str, Field(max_length=16384)]
+MAX_GENERATED = 1000
+"""Characters of a generated test."""
+
+
+class AssertTest(BaseModel):
+    """An assert statement that calls the function."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+
+    statement: Text = Field(alias="assert")
+
+    def check(self, entry_point: str) -> Check:
+        return check_assert(self.statement, entry_point)
+
+    @property
+    def source(self) -> str:
+        return self.statement
+
+
+class CallTest(BaseModel):
+    """A call, and an expression for what it returns."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    call: Text
+    expected: Text
+
+    def check(self, entry_point: str) -> Check:
+        return check_call(self.call, self.expected, entry_point)
+
+    @property
+    def source(self) -> str:
+        return f"assert ({self.call}) == ({self.expected})"
+
+
+class ScriptTest(BaseModel):
+    """Standard input of a script, and what it prints."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    stdin: Text
+    stdout: Text
+
+    def check(self, entry_point: str) -> Check:
+        return check_stdin(self.stdin, self.stdout)
+
+    @property
+    def source(self) -> str:
+        return f"{self.stdin}\0{self.stdout}"
+
+
+GivenTest = AssertTest | CallTest | ScriptTest
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleTest:
+    """source: as the model is shown it."""
+
+    source: str
+    check: Check
+    origin: Origin
+
+
+def given_tests(tests: Sequence[GivenTest], entry_point: str) -> list[VisibleTest]:
+    """Raises ValueError for one that can't be used."""
+    return [
+        VisibleTest(
+            f"input {test.stdin!r} must print {test.stdout!r}" if isinstance(test, ScriptTest) else test.source,
+            test.check(entry_point),
+            "given",
+        )
+        for test in tests
+    ]
+
+
+def prompt_tests(prompt: str, entry_point: str, known: Sequence[VisibleTest]) -> list[VisibleTest]:
+    """The prompt's examples, but for calls that a given test makes: that one wins."""
+    tests = []
+    for call, expected in parse_examples(prompt, entry_point):
+        try:
+            check = check_call(call, expected, entry_point)
+        except ValueError:
+            continue
+        tests.append(VisibleTest(f"assert {call} == {expected}", check, "prompt"))
+    return [test for test in tests if call_of(test.check) not in {call_of(one.check) for one in known}]
+
+
+def generated_tests(
+    reply: str, entry_point: str, known: Sequence[VisibleTest], most: int
+) -> tuple[list[VisibleTest], int]:
+    """At most `most` usable ones of the asserts in a model's reply, and how many were dropped: what doesn't parse,
+    makes other than one call with literal arguments, can't be judged outside of the sandbox, repeats or contradicts a
+    known test. Of tests that contradict one another none is kept."""
+    calls = {call_of(test.check) for test in known}
+    found: dict[str, dict[str, VisibleTest]] = {}
+    lines = [line[line.index("assert") :].strip().strip("`") for line in reply.split("\n") if "assert" in line]
+    for line in lines:
+        check = vetted(line, entry_point)
+        if check is not None and (call := call_of(check)) is not None and call not in calls:
+            found.setdefault(call, {}).setdefault(normal(line), VisibleTest(normal(line), check, "generated"))
+    kept = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1][:most]
+    return kept, len(lines) - len(kept)
+
+
+def vetted(line: str, entry_point: str) -> CallCheck | None:
+    if len(line) > MAX_GENERATED:
+        return None
+    try:
+        check = check_assert(line, entry_point)
+    except ValueError:
+        return None
+    return check if isinstance(check, CallCheck) and len(check.units) == 1 else None
+
+
+def normal(line: str) -> str:
+    """An assert statement without its message, in normal form."""
+    statement = ast.parse(line).body[0]
+    assert isinstance(statement, ast.Assert)
+    return ast.unparse(ast.Assert(statement.test))
+
+
+def call_of(check: Check) -> str | None:
+    """Equal for tests that make one and the same call; None for tests of another kind."""
+    return json.dumps(check.units[0]) if isinstance(check, CallCheck) and len(check.units) == 1 else None

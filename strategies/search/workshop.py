@@ -1,0 +1,347 @@
+"""The work of a search for programs: questions to the model, tests, runs in the sandbox, and what came of them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from strategies.sandbox.checks import StatementCheck
+from strategies.sandbox.outcome import Outcome, Program, Result
+from strategies.search.asking import Question, Reply
+from strategies.search.node import Node
+from strategies.search.program_choice import Candidate, derive_seed, first_highest, preference, theme_order
+from strategies.search.program_forest import reward
+from strategies.search.program_prompts import Prompts, feedback
+from strategies.search.program_replies import normal_form, program_of
+from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, prompt_tests
+
+if TYPE_CHECKING:
+    from strategies.search.coding_search import CodingSearch
+    from strategies.search.context import SearchContext
+
+CODE_TOKENS = 4096
+"""Of a program, where the request sets no limit (the published runs' own)."""
+TEST_TOKENS = 1024
+TEST_TRIES = 3
+EXTRA_TESTS = 2
+"""Asked for beyond those wanted, since some are dropped."""
+UNUSABLE = Result(Outcome.NOT_RUN, message="the reply held no complete program", behaviour="no program")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A reply that should hold a program. source: None if it doesn't."""
+
+    reply: Reply
+    source: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A program with its results. number: order of evaluation. node: the answer that it would be, in the trace too."""
+
+    number: int
+    draft: Draft
+    results: list[Result]
+    node: Node
+    depth: int
+    key: str
+    loads: bool
+    score: float = 0.0
+    solved: bool = False
+
+    @property
+    def program(self) -> str:
+        return self.draft.source or self.draft.reply.text.rstrip() + "\n"
+
+
+@dataclass(slots=True)
+class Workshop:
+    """drafts: every reply that should hold a program; attempts: those evaluated, in order. counts: what replies ignored
+    the format. stop_reason: why the search ended."""
+
+    search: "CodingSearch"
+    context: "SearchContext"
+    tests: list[VisibleTest] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    stop_reason: str = "k"
+    task: str = field(init=False)
+    function: str = field(init=False)
+    prompts: Prompts = field(init=False)
+    _known: dict[str, list[Result]] = field(default_factory=dict)
+    _test_tries: int = 0
+
+    def __post_init__(self) -> None:
+        self.task = self.context.question
+        self.function = self.search.function(self.task)
+        self.prompts = self.context.prompts
+
+    async def read_tests(self) -> None:
+        """Those given and those in the prompt."""
+        self.tests = await self.context.compute(given_tests, self.search.tests, self.function)
+        if self.search.examples_from_prompt and self.function:
+            self.tests += await self.context.compute(prompt_tests, self.task, self.function, self.tests)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def question(
+        self,
+        role: str,
+        node: str,
+        system: str,
+        user: str,
+        *,
+        attempt: int = 0,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        scored: bool = False,
+        prefix: str = "",
+    ) -> Question:
+        """What the call is for keys its noise, so a seed repeats a search whatever else the server does."""
+        seed = derive_seed(self.context.generation.seed, role, node, attempt)
+        return Question((("system", system), ("user", user)), seed, temperature, max_tokens, scored, prefix)
+
+    def code_question(
+        self, role: str, node: str, user: str, temperature: float | None, *, attempt: int = 0
+    ) -> Question:
+        system = self.prompts.coder if self.function else self.prompts.scripter
+        most = self.context.generation.stopping.max_tokens or CODE_TOKENS
+        return self.question(
+            role,
+            node,
+            system.format(entry_point=self.function),
+            user,
+            attempt=attempt,
+            temperature=temperature,
+            max_tokens=most,
+        )
+
+    async def write(self, questions: Sequence[Question], again: Sequence[Question]) -> list[Draft]:
+        """A draft for each question; where the reply holds no program, by the second question."""
+        drafts = [drafted(reply) for reply in await self.context.ask(questions)]
+        self.drafts += drafts
+        return await self._rewritten(drafts, again)
+
+    async def _rewritten(self, drafts: list[Draft], again: Sequence[Question]) -> list[Draft]:
+        failed = [i for i, draft in enumerate(drafts) if draft.source is None and draft.reply.end != "context"]
+        self.counts["replies_without_program"] += len(failed)
+        if failed and not self.context.exhausted:
+            replies = await self.context.ask([again[i] for i in failed])
+            for i, reply in zip(failed, replies, strict=True):
+                drafts[i] = drafted(reply)
+                self.drafts.append(drafts[i])
+                self.counts["replies_without_program"] += drafts[i].source is None
+        return drafts
+
+    async def first_drafts(self, count: int, themes: Sequence[str] = (), first: int = 0) -> list[Draft]:
+        """So many first programs, each with a theme of its own if there are any; the first time also the tests that
+        have to be written, by a model that has not seen the programs."""
+        order = theme_order(self.context.generation.seed, len(themes))
+        questions, again = [], []
+        for i in range(first, first + count):
+            fields = {"task": self.task, "entry_point": self.function}
+            user = self.prompts.seed.format(**fields)
+            if themes:
+                user = self.prompts.themed_seed.format(**fields, theme=themes[order[i % len(order)]])
+            heat = self.search.seed_temperature
+            questions.append(self.code_question("seed", f"n{i}", user, heat))
+            again.append(self.code_question("seed", f"n{i}", user, heat, attempt=1))
+        wanted = self._test_questions() if first == 0 else []
+        replies = await self.context.ask([*questions, *wanted])
+        drafts = [drafted(reply) for reply in replies[:count]]
+        self.drafts += drafts
+        for reply in replies[count:]:
+            self._take_tests(reply)
+        while first == 0 and not self.context.exhausted and (wanted := self._test_questions()):
+            (reply,) = await self.context.ask(wanted)
+            self._take_tests(reply)
+        return await self._rewritten(drafts, again)
+
+    def _test_questions(self) -> list[Question]:
+        search = self.search
+        missing = search.n_tests - len(self.tests)
+        wants = search.generate_tests == "fill" or (search.generate_tests == "missing" and not self.tests)
+        # In the mode "missing" the first tries that give anything are enough.
+        if not wants or missing <= 0 or not self.function or self._test_tries == TEST_TRIES:
+            return []
+        fields = {"task": self.task, "entry_point": self.function, "n": missing + EXTRA_TESTS}
+        self._test_tries += 1
+        return [
+            self.question(
+                "tests",
+                "root",
+                self.prompts.tests_system.format(entry_point=self.function),
+                self.prompts.tests.format(**fields),
+                attempt=self._test_tries - 1,
+                temperature=self.search.seed_temperature,
+                max_tokens=TEST_TOKENS,
+            )
+        ]
+
+    def _take_tests(self, reply: Reply) -> None:
+        most = self.search.n_tests - len(self.tests)
+        kept, dropped = generated_tests(reply.text, self.function, self.tests, most)
+        self.tests += kept
+        self.counts["tests_dropped"] += dropped
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    async def evaluate(self, drafts: Sequence[Draft], depths: Sequence[int]) -> list[Attempt]:
+        """Runs the drafts' programs at the same time; each becomes an attempt. Equal programs are run once. Raises
+        BudgetExhausted, after keeping what has been evaluated."""
+        keys = [await self.context.compute(key_of, draft) for draft in drafts]
+        sources = {key: draft.source for key, draft in zip(keys, drafts, strict=True)}
+        new = {key: source for key, source in sources.items() if source is not None and key not in self._known}
+        found = await asyncio.gather(*(self._run(source) for source in new.values()), return_exceptions=True)
+        for key, results in zip(new, found, strict=True):
+            if not isinstance(results, BaseException):
+                self._known[key] = results
+                self.context.trace.called("programs_run", 1)
+        attempts = []
+        for key, draft, depth in zip(keys, drafts, depths, strict=True):
+            if draft.source is None:
+                attempts.append(self._attempt(draft, depth, key, [UNUSABLE] * max(1, len(self.tests))))
+            elif key in self._known:
+                attempts.append(self._attempt(draft, depth, key, self._known[key]))
+                self.counts["duplicates"] += key not in new
+        for results in found:
+            if isinstance(results, BaseException):
+                raise results
+        return attempts
+
+    async def _run(self, source: str) -> list[Result]:
+        program = Program(source, self.function or None, self.search.setup)
+        checks = [test.check for test in self.tests] or [StatementCheck(self.function or "pass")]
+        assert self.context.sandbox is not None
+        limits = self.search.sandbox.within(self.context.sandbox.limits)
+        return await self.context.execute(program, checks, limits)
+
+    def _attempt(self, draft: Draft, depth: int, key: str, results: list[Result]) -> Attempt:
+        number = len(self.attempts)
+        node = self._answer_node(self.presented(draft), number, cut=draft.source is None and draft.reply.end != "stop")
+        attempt = Attempt(number, draft, list(results), node, depth, key, all(result.passed for result in results))
+        if self.tests:
+            passed = [result.passed for result in results]
+            attempt.score, attempt.solved = reward(passed), all(passed)
+        self.attempts.append(attempt)
+        self.context.trace.called("programs", 1)
+        self.context.trace.called("programs_passed", int(attempt.solved))
+        self.context.note(
+            node,
+            program=number,
+            score=round(attempt.score, 6),
+            results=[str(result.outcome) for result in results],
+            level=depth,
+        )
+        return attempt
+
+    def feedback(self, attempt: Attempt) -> str:
+        if attempt.draft.source is None:
+            return "the reply held no complete program"
+        return feedback([test.source for test in self.tests], attempt.results)
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def presented(self, draft: Draft) -> str:
+        """The answer's text: the program in the form asked for, or the reply as it is where it holds none."""
+        if draft.source is None:
+            return draft.reply.text
+        return draft.source if self.search.format == "raw" else f"```python\n{draft.source}```"
+
+    def _answer_node(self, text: str, number: int, *, cut: bool) -> Node:
+        """An answer of the request, whose tokens are those of the text; cut at the request's max_tokens."""
+        room = self.context.room(self.context.root)
+        tokens = self.context.runtime.tokenizer.encode(text, add_special_tokens=False)
+        node = self.context.append(self.context.root, tokens[:room], child=number)
+        if len(tokens) <= room and not cut:
+            node.finished, node.end = True, "stop"
+        return node
+
+    def candidate(self, attempt: Attempt) -> Candidate:
+        """Examples from the prompt stand for given tests where none are given."""
+        trusted = self._trusted
+        rows = list(zip(self.tests, attempt.results, strict=False))
+        given = [result.passed for test, result in rows if test.origin == trusted]
+        other = [result.passed for test, result in rows if test.origin != trusted]
+        behaviour = [result.behaviour for result in attempt.results]
+        votes = sum([result.behaviour for result in other.results] == behaviour for other in self.attempts)
+        return Candidate(
+            attempt.number,
+            sum(given),
+            len(given),
+            sum(other),
+            len(other),
+            attempt.depth,
+            len(attempt.program),
+            votes,
+        )
+
+    @property
+    def _trusted(self) -> str:
+        return "given" if any(test.origin == "given" for test in self.tests) else "prompt"
+
+    def ranked(self, rule: str) -> list[Attempt]:
+        """Best first; without tests, programs that can be loaded first, in order."""
+        attempts = [attempt for attempt in self.attempts if attempt.draft.source is not None]
+        if not self.tests:
+            return sorted(attempts, key=lambda attempt: (not attempt.loads, attempt.number))
+        if rule == "recommended":
+            return sorted(attempts, key=lambda attempt: preference(self.candidate(attempt)))
+        left, ranked = list(attempts), []
+        while left:
+            ranked.append(left.pop(first_highest([attempt.score for attempt in left])))
+        return ranked
+
+    async def answers(self, ranked: Sequence[Attempt]) -> list[Node]:
+        """Distinct programs in this order, and tells the trace what was chosen and how far it can be trusted."""
+        distinct: dict[str, Attempt] = {}
+        for attempt in ranked:
+            distinct.setdefault(attempt.key, attempt)
+        self._tell(next(iter(distinct.values()), None))
+        if distinct:
+            return [attempt.node for attempt in distinct.values()][: self.context.n]
+        # Nothing was evaluated: a program that came too late for that, else the longest of what the model said.
+        best = max(self.drafts, key=lambda draft: (draft.source is not None, len(draft.reply.text)))
+        cut = best.source is None and best.reply.end != "stop"
+        return [self._answer_node(self.presented(best), len(self.attempts), cut=cut)]
+
+    def _tell(self, best: Attempt | None) -> None:
+        origins = Counter(test.origin for test in self.tests)
+        solved = [attempt.number for attempt in self.attempts if attempt.solved]
+        sandbox = self.context.sandbox
+        self.context.tell(
+            backend=None if sandbox is None else sandbox.backend.name,
+            entry_point=self.function or None,
+            verified="none" if best is None else self.verified(best),
+            selected=None if best is None else best.number,
+            solved_at=solved[0] if solved else None,
+            stop_reason=self.stop_reason,
+            tests={origin: origins[origin] for origin in ("given", "prompt", "generated")},
+            replies=dict(self.counts),
+        )
+
+    def verified(self, attempt: Attempt) -> str:
+        """The most trusted kind of test that there is, if the program passes all of that kind; a test that the program
+        could have forged does not count."""
+        for origin in ("given", "prompt", "generated"):
+            results = [
+                result
+                for test, result in zip(self.tests, attempt.results, strict=False)
+                if test.origin == origin and not (result.passed and result.spoofable)
+            ]
+            if results:
+                return origin if all(result.passed for result in results) else "none"
+        return "none"
+
+
+def drafted(reply: Reply) -> Draft:
+    return Draft(reply, program_of(reply.text, cut=reply.end != "stop"))
+
+
+def key_of(draft: Draft) -> str:
+    """Equal for programs that differ in white space and comments only."""
+    source = draft.source if draft.source is not None else draft.reply.text
+    return normal_form(source) or source

@@ -1,0 +1,176 @@
+"""Searches for programs over HTTP: an ordinary answer from the real sandbox, and what is refused without one."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from runtime_server import RuntimeServer, serve_runtime
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "strategies" / "search"))
+from scripted_coder import ScriptedCoder, code
+
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+WRONG, RIGHT = code("return a"), code("return a + b")
+ANSWER = "```python\ndef add(a, b):\n    return a + b\n```"
+TESTS = [{"assert": "assert add(1, 2) == 3"}, {"call": "add(2, 0)", "expected": "1 + 1"}]
+SEARCH = {"type": "scattered-forest", "tests": TESTS, "k": 4, "seeds": 2}
+
+
+def coder() -> ScriptedCoder:
+    return ScriptedCoder(
+        seed=[WRONG],
+        code=[RIGHT],
+        directions=["Direction 1: add both\nDirection 2: use sum"],
+        lessons=["Lessons:\n- x"],
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RuntimeServer]:
+    with coder().serving() as runtime, serve_runtime(runtime) as live:
+        reply = live.post(CHAT, body())
+        if reply.status_code == 503:
+            pytest.skip(reply.json()["error"]["message"])
+        yield live
+
+
+@pytest.fixture(scope="module")
+def without() -> Iterator[RuntimeServer]:
+    with coder().serving() as runtime, serve_runtime(runtime, {"sandbox": "off"}) as live:
+        yield live
+
+
+def body(search: Any = SEARCH, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Write add(a, b), which adds."}]
+    return {"messages": messages, "max_tokens": 500, "seed": 3, "decoding": {"search": search}, **fields}
+
+
+def refused(reply: httpx.Response, status: int) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    error: dict[str, Any] = reply.json()["error"]
+    return error
+
+
+def test_chat(server: RuntimeServer) -> None:
+    reply = server.post(CHAT, body({**SEARCH, "trace": "full"})).json()
+    (choice,) = reply["choices"]
+    assert choice["message"]["content"] == ANSWER
+    assert choice["finish_reason"] == "stop"
+    spent = reply["usage"]["decoding"]
+    assert spent["search"]["programs"] == 3
+    assert spent["search"]["programs_run"] == 2
+    assert spent["search"]["programs_passed"] == 1
+    assert spent["output_tokens"] > reply["usage"]["completion_tokens"] == len(ANSWER)
+    asked = reply["decoding"]["search"]
+    assert asked["tests"] == TESTS
+    assert (asked["type"], asked["k"], asked["stop"]) == ("scattered-forest", 4, "eager")
+
+
+def test_stream(server: RuntimeServer) -> None:
+    text, reasons = "", []
+    for line in server.post(CHAT, body(stream=True)).text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                text += choice["delta"].get("content") or ""
+                reasons.append(choice["finish_reason"])
+    assert text == ANSWER
+    assert [reason for reason in reasons if reason] == ["stop"]
+
+
+def test_responses_and_completions(server: RuntimeServer) -> None:
+    asked = {"input": "Write add(a, b), which adds.", "max_output_tokens": 500, "decoding": {"search": SEARCH}}
+    reply = server.post(RESPONSES, asked).json()
+    assert reply["output"][0]["content"][0]["text"] == ANSWER
+
+
+def test_strategies_say_that_it_is_usable(server: RuntimeServer) -> None:
+    listed = httpx.get(f"{server.url}/v1/strategies", timeout=30).json()
+    assert listed["sandbox"]["state"] == "ready"
+    assert listed["sandbox"]["backend"] in ("bwrap", "lsm")
+    assert listed["sandbox"]["confines"] is True
+    found = {one["id"]: one for one in listed["data"] if one["slot"] == "search"}
+    assert found["scattered-forest"]["supports"]["needs_sandbox"]
+    assert not found["scattered-forest"]["supports"]["logprobs"]
+    assert not found["code-greedy"]["supports"]["needs_sandbox"]
+    assert "assert" in json.dumps(found["scattered-forest"]["parameters"])
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, COMPLETIONS])
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_sandbox(without: RuntimeServer, path: str, stream: bool) -> None:
+    fields: dict[str, Any] = {
+        CHAT: body(),
+        RESPONSES: {"input": "Write add(a, b).", "decoding": {"search": SEARCH}},
+        COMPLETIONS: {"prompt": "def add(a, b):", "decoding": {"search": SEARCH}},
+    }[path]
+    error = refused(without.post(path, {**fields, "stream": stream}), 503)
+    assert error["code"] == "sandbox_unavailable"
+    assert "--sandbox off" in error["message"]
+    listed = httpx.get(f"{without.url}/v1/strategies", timeout=30).json()["sandbox"]
+    assert listed["state"] == "unavailable"
+    assert "--sandbox off" in listed["reason"]
+
+
+def test_greedy_needs_no_sandbox(without: RuntimeServer) -> None:
+    reply = without.post(CHAT, body({"type": "code-greedy", "entry_point": "add"})).json()
+    assert reply["choices"][0]["message"]["content"] == ANSWER.replace("a + b", "a")
+
+
+@pytest.mark.parametrize(
+    ("search", "fields", "param"),
+    [
+        ({"tests": [{"assert": "assert sub(1) == 1"}, *TESTS]}, {}, "decoding.search.entry_point"),
+        ({"tests": [{"assert": "assert sub(1) == 1"}], "entry_point": "add"}, {}, "decoding.search.tests[0]"),
+        ({"sandbox": {"test_s": 6.0}}, {}, "decoding.search.sandbox.test_s"),
+        ({"sandbox": {"memory_mb": 513}}, {}, "decoding.search.sandbox.memory_mb"),
+        ({"k": 129}, {}, "decoding.search.k"),
+        ({}, {"logprobs": True}, "logprobs"),
+        ({}, {"n": 5}, "n"),
+        ({}, {"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_refusals(server: RuntimeServer, search: dict[str, Any], fields: dict[str, Any], param: str) -> None:
+    assert refused(server.post(CHAT, body({**SEARCH, **search}, **fields)), 400)["param"] == param
+
+
+def test_a_client_that_leaves_ends_its_program(server: RuntimeServer) -> None:
+    """Its tests never end by themselves, and have 5 s each."""
+
+    def busy() -> set[int]:
+        found = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cpu_times().user > 0.3:
+                    found.add(process.pid)
+        return found
+
+    def wait(condition: Callable[[], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return condition()
+
+    endless = {"assert": "assert all(True for _ in iter(int, 1)) and add(1, 2)"}
+    search = {**SEARCH, "tests": [endless, endless]}
+    before = busy()
+    with httpx.stream("POST", server.url + CHAT, json=body(search, stream=True), timeout=30) as reply:
+        assert reply.status_code == 200
+        assert wait(lambda: bool(busy() - before), 30)
+        running = busy() - before
+    assert wait(lambda: not running & set(psutil.pids()), 3)
+
+
+def test_the_operators_words(tmp_path: Path) -> None:
+    words = tmp_path / "prompts.toml"
+    words.write_text('seed = "PLEASE: {task}"\n', encoding="utf-8")
+    writer = coder()
+    with writer.serving() as runtime, serve_runtime(runtime, {"program_prompts": str(words)}) as live:
+        assert live.post(CHAT, body({"type": "code-greedy", "entry_point": "add"})).status_code == 200
+    assert "PLEASE: Write add(a, b)" in writer.prompts("seed")[0]
