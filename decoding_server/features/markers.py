@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Mapping
 
-BLOCK = re.compile(r"<!-- (?P<name>[a-z-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL)
-BEGIN = re.compile(r"<!-- ([a-z-]+):begin -->")
+BLOCK = re.compile(r"<!-- (?P<name>[a-z0-9.-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL)
+BEGIN = re.compile(r"<!-- ([a-z0-9.-]+):begin -->")
 
 
 class MarkerError(Exception):
@@ -31,3 +31,10 @@ def replaced(document: str, generators: Mapping[str, Callable[[], str]]) -> str:
         if name not in generators:
             raise MarkerError(f"there is no block {name!r}; there are: {', '.join(sorted(generators))}")
     return BLOCK.sub(lambda match: block(match["name"], generators[match["name"]]()), document)
+
+
+def with_block(document: str, name: str, text: str) -> str:
+    """The document with this block replaced and all others as they are. Raises MarkerError where it is missing."""
+    if name not in names(document):
+        raise MarkerError(f"there is no block {name!r} to write to")
+    return BLOCK.sub(lambda match: block(name, text) if match["name"] == name else match[0], document)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 from scripted_server import TOKENIZER
 
-from decoding_server.bench.report import BEGIN
 from decoding_server.bench.speculation import __main__ as bench
 from decoding_server.bench.speculation.copying import COPYING
 from decoding_server.bench.speculation.datasets import datasets, read_jsonl, spread
@@ -142,6 +142,9 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_small_grid_is_run_resumed_and_reported(grid: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "docs/strategies/speculation.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("# Page\n\n<!-- speculation-scripted:begin -->\n<!-- speculation-scripted:end -->\n\nThe rest.\n")
     assert bench.main([*grid, "--theory", "--write-docs"]) == 0
     path = tmp_path / "out" / "rows.jsonl"
     rows = RowFile(path).rows
@@ -157,11 +160,15 @@ def test_a_small_grid_is_run_resumed_and_reported(grid: list[str], tmp_path: Pat
             assert one.values["tokens"] == 2 * 23
             assert one.values["block_efficiency"] >= 1.0
             assert (one.values["rounds"] > 0) == (one.cell.method not in (PLAIN, "auto")) or one.cell.method == "auto"
-    docs = (tmp_path / "docs/strategies/speculation.md").read_text()
-    assert BEGIN in docs
-    assert "| rsd-c |" in docs
-    assert "concurrency 2" in docs
+    docs = page.read_text()
+    assert docs.startswith("# Page")
+    assert docs.endswith("The rest.\n")
+    assert "| copying, T = 1 | 2 |" in docs
+    assert re.search(r"`auto`: \d\.\d\dx to \d\.\d\dx over 1 cells", docs)
     assert "Theory" in docs
+    every = (page.parent / "measured/speculation-scripted.md").read_text()
+    assert "| rsd-c |" in every
+    assert "concurrency 2" in every
     # a cut-off run: the last line is half written, one cell is missing
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:40])

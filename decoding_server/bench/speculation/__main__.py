@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from decoding_server.bench import machine
-from decoding_server.bench.report import write_between_markers
+from decoding_server.bench.speculation import documents
 from decoding_server.bench.speculation.datasets import datasets, encoded, spread
 from decoding_server.bench.speculation.grid import BUDGETS, METHODS, PLAIN, parsed, shapes
 from decoding_server.bench.speculation.measure import draft_forwards, generations, memory_bound_speedup, run
@@ -24,7 +24,7 @@ from models.loading import resolve
 from models.torch_runtime.load import EngineOptions, load_runtime
 from models.torch_runtime.runtime import TorchRuntime
 
-DOCS = Path("docs/strategies/speculation.md")
+DOCS = Path("docs/strategies")
 Prompts = dict[str, list[list[int]]]
 
 
@@ -56,7 +56,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--peers", action="store_true", help="also transformers' assisted generation and prompt lookup")
     add("--peer-dtype", default="float32", choices=["float32", "bfloat16"])
     add("--output", type=Path, default=Path("build/speculation"), help="folder of the rows; a run goes on there")
-    add("--write-docs", action="store_true", help=f"write the tables into {DOCS}")
+    add("--write-docs", action="store_true", help=f"write this target's part of {DOCS}/{documents.PAGE}")
     return parser.parse_args(given)
 
 
@@ -224,12 +224,11 @@ class Benchmark:
 
     def report(self) -> str:
         setting = json.loads((self.options.output / "setting.json").read_text())
-        folder = DOCS.parent if self.options.write_docs else self.options.output
-        plot = folder / "speculation.svg"
+        plot = self.options.output / "speculation.svg"
         text = markdown(self.file.rows, setting, plot.name if write_plot(self.file.rows, plot) else None)
         (self.options.output / "report.md").write_text(text + "\n")
         if self.options.write_docs:
-            write_between_markers(DOCS, text)
+            documents.write(DOCS, self.file.rows, setting)
         return text
 
 

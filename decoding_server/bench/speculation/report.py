@@ -1,4 +1,4 @@
-"""From rows to the tables and the plot of `docs/strategies/speculation.md`."""
+"""From rows to all tables of one target, and its plot."""
 
 import json
 import statistics
@@ -63,7 +63,7 @@ def summaries(rows: Sequence[Row]) -> dict[tuple[Group, str, int], dict[str, Any
     return found
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
@@ -97,8 +97,8 @@ def markdown(rows: Sequence[Row], setting: dict[str, Any], plot: str | None) -> 
             cells = [found.get((group, method, budget)) for budget in budgets]
             if any(cells):
                 lines.append([method, *("–" if one is None else _cell(one) for one in cells)])
-        parts.append(_table(["method", *(f"B = {budget}" for budget in budgets)], lines))
-    parts += [*_levels(found), *_theory(rows), *_peers(rows), _setting(setting)]
+        parts.append(table(["method", *(f"B = {budget}" for budget in budgets)], lines))
+    parts += [*levels(found), *theory(rows), *peers(rows), setting_line(setting)]
     return "\n\n".join(parts)
 
 
@@ -109,7 +109,7 @@ def _cell(one: dict[str, Any]) -> str:
     )
 
 
-def _levels(found: dict[tuple[Group, str, int], dict[str, Any]]) -> list[str]:
+def levels(found: dict[tuple[Group, str, int], dict[str, Any]]) -> list[str]:
     """Acceptance by level at the smallest concurrency, and what `auto` picked."""
     if not found:
         return []
@@ -126,14 +126,14 @@ def _levels(found: dict[tuple[Group, str, int], dict[str, Any]]) -> list[str]:
             picks.append([name, str(budget), ", ".join(f"{shape} {100 * n / total:.0f} %" for shape, n in often)])
     parts = [
         f"Share of the rounds that accepted a token at the first level, the second, and so on (concurrency {least}):",
-        _table(["prompts", "method", "B", "by level"], lines),
+        table(["prompts", "method", "B", "by level"], lines),
     ]
     if picks:
-        parts += ["What `auto` picked, in shares of the steps:", _table(["prompts", "B", "picked"], picks)]
+        parts += ["What `auto` picked, in shares of the steps:", table(["prompts", "B", "picked"], picks)]
     return parts
 
 
-def _theory(rows: Sequence[Row]) -> list[str]:
+def theory(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         if not row.cell.method.startswith(THEORY):
@@ -158,11 +158,11 @@ def _theory(rows: Sequence[Row]) -> list[str]:
         "Theory: tokens a round expected from the measured draft and target distributions given the drawn trees, and "
         "acceptance of the first level by the closed form before the draw, beside what happened in the same rounds "
         "(± standard error of the difference):",
-        _table(["prompts, method", "rounds", "expected", "measured", "first level", "measured"], lines),
+        table(["prompts, method", "rounds", "expected", "measured", "first level", "measured"], lines),
     ]
 
 
-def _peers(rows: Sequence[Row]) -> list[str]:
+def peers(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         if row.cell.method in MODES:
@@ -175,11 +175,11 @@ def _peers(rows: Sequence[Row]) -> list[str]:
         return []
     return [
         "Peers, one prompt at a time, prefill included; the ratio is to the peer's own plain decoding:",
-        _table(["prompts", "peer", "tokens/s", "over plain"], lines),
+        table(["prompts", "peer", "tokens/s", "over plain"], lines),
     ]
 
 
-def _setting(setting: dict[str, Any]) -> str:
+def setting_line(setting: dict[str, Any]) -> str:
     machine = setting["machine"]
     return (
         f"Target: {setting['target']}. Draft: {setting['drafter']} (cost of a forward over the target's: "
@@ -190,7 +190,7 @@ def _setting(setting: dict[str, Any]) -> str:
 
 
 def write_plot(rows: Sequence[Row], path: Path) -> bool:
-    """Speed over plain decoding against B, one panel for each data set and temperature, at the smallest concurrency.
+    """Speed over plain decoding against B at the smallest concurrency: data sets in columns, temperatures in rows.
     False (and no file) without matplotlib or numbers."""
     try:
         from matplotlib.figure import Figure
@@ -200,19 +200,25 @@ def write_plot(rows: Sequence[Row], path: Path) -> bool:
     if not found:
         return False
     least = min(concurrency for (_, _, concurrency), _, _ in found)
-    panels = sorted({key[:2] for key, _, _ in found if key[2] == least})
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (dataset, temperature) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for method in dict.fromkeys(key[1] for key in found):
-            points = sorted(
-                (budget, one["ratio"])
-                for (group, name, budget), one in found.items()
-                if name == method and group == (dataset, temperature, least)
-            )
-            axes.plot(*zip(*points, strict=True), marker="o", label=method)
-        axes.axhline(1.0, color="grey", linewidth=0.8)
-        axes.set(title=f"{dataset}, T = {temperature:g}", xlabel="B, draft tokens a round", ylabel="speed over plain")
-    axes.legend(fontsize="small")
+    datasets = sorted({key[0] for key, _, _ in found})
+    temperatures = sorted({key[1] for key, _, _ in found})
+    figure = Figure(figsize=(3.6 * len(datasets), 2.9 * len(temperatures)), layout="constrained")
+    grid = figure.subplots(len(temperatures), len(datasets), sharex=True, sharey="row", squeeze=False)
+    for line, temperature in zip(grid, temperatures, strict=True):
+        for axes, dataset in zip(line, datasets, strict=True):
+            for method in dict.fromkeys(key[1] for key in found):
+                points = sorted(
+                    (budget, one["ratio"])
+                    for (group, name, budget), one in found.items()
+                    if name == method and group == (dataset, temperature, least)
+                )
+                if points:
+                    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+            axes.axhline(1.0, color="grey", linewidth=0.8)
+            axes.set_title(f"{dataset}, T = {temperature:g}")
+    figure.supxlabel("B, draft tokens a round")
+    figure.supylabel("speed over plain decoding")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     return True
