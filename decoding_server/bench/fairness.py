@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from decoding_server.openmp import configure_openmp
 
 if TYPE_CHECKING:
-    from strategies.runtime import Generation, Runtime, Stream
+    from strategies.runtime import Generation, GenerationStream, Runtime
 
 PLAIN = 20
 SEARCHES: tuple[dict[str, Any], ...] = (
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-async def speed(stream: "Stream", began: float) -> float:
+async def speed(stream: "GenerationStream", began: float) -> float:
     """Tokens per second from submission to the end."""
     tokens = 0
     async for delta in stream:

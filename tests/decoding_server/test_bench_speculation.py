@@ -11,9 +11,10 @@ import torch
 from scripted_server import TOKENIZER
 
 from decoding_server.bench.speculation import __main__ as bench
+from decoding_server.bench.speculation import documents
 from decoding_server.bench.speculation.copying import COPYING
 from decoding_server.bench.speculation.datasets import datasets, read_jsonl, spread
-from decoding_server.bench.speculation.grid import BUDGETS, METHODS, PLAIN, parsed, shape_text, shapes
+from decoding_server.bench.speculation.grid import BUDGETS, COUPLED, METHODS, PLAIN, parsed, shape_text, shapes
 from decoding_server.bench.speculation.measure import (
     Counts,
     draft_forwards,
@@ -43,6 +44,15 @@ def test_every_shape_is_valid_and_within_its_budget(method: str, budget: int) ->
         if budget in BUDGETS and method != "auto":
             assert speculation.nodes(speculation.length) == budget
     assert shapes(method, budget, None, 1) == found[:1]
+
+
+@pytest.mark.parametrize("method", COUPLED)
+def test_coupled_shapes_are_those_of_the_method(method: str) -> None:
+    for budget in BUDGETS:
+        bodies = shapes(method, budget, "draft", 9)
+        assert all(parsed(body).coupled for body in bodies)
+        bare = [{name: value for name, value in body.items() if name != "coupled"} for body in bodies]
+        assert bare == shapes(method.split()[0], budget, "draft", 9)
 
 
 def test_names_of_shapes() -> None:
@@ -114,6 +124,17 @@ def test_the_best_shape_by_its_median() -> None:
     assert one["shape"] == '{"type": "chain", "length": 5}'
     assert one["ratio"] == pytest.approx(1.5)
     assert one["ratios"] == pytest.approx([1.4, 1.5, 1.6])
+
+
+def test_what_coupling_costs_stands_beside_the_free_method(tmp_path: Path) -> None:
+    rows = [row(PLAIN, 10.0, budget=0), row("chain", 15.0), row("chain coupled", 12.0), row("rsd-s coupled", 12.0)]
+    setting = {"target": "a model", "drafter": "d", "ratio": 0.5, "prompts": 1, "max_tokens": 2, "repeats": 1,
+               "machine": {"processor": "p", "cores": 2, "memory_gib": 1}, "commit": "c", "date": "x"}  # fmt: skip
+    text = documents.summary(rows, setting, None, "every.md")
+    assert "| d, T = 0, 1 at a time | chain, B = 6 | 0.50 / 0.50 | 2.00 / 2.00 |" in text
+    assert "| prompts | at a time | plain, tokens/s | chain |" in text
+    assert "rsd-s" not in text  # nothing to compare it with
+    assert documents.slug("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf") == "qwen2.5-coder-1.5b-instruct"
 
 
 def distribution(context: Any) -> torch.Tensor:

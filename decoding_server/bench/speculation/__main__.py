@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from decoding_server.bench import machine
 from decoding_server.bench.speculation import documents
 from decoding_server.bench.speculation.datasets import datasets, encoded, spread
-from decoding_server.bench.speculation.grid import BUDGETS, METHODS, PLAIN, parsed, shapes
+from decoding_server.bench.speculation.grid import BUDGETS, COUPLED, METHODS, PLAIN, parsed, shapes
 from decoding_server.bench.speculation.measure import draft_forwards, generations, memory_bound_speedup, run
 from decoding_server.bench.speculation.peers import TransformersPeer
 from decoding_server.bench.speculation.report import THEORY, markdown, write_plot
@@ -43,7 +43,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--humaneval", type=Path, help="HumanEval.jsonl or .jsonl.gz")
     add("--gsm8k", type=Path, help="a .jsonl file with a field `question`")
     add("--datasets", nargs="+", help="of humaneval, gsm8k, copying; absent: all that are there")
-    add("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    add("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *COUPLED])
     add("--budgets", nargs="+", type=int, default=list(BUDGETS))
     add("--shapes", type=int, default=1, help="shapes of each method and budget, at most (default %(default)s)")
     add("--concurrency", nargs="+", type=int, default=[1, 4, 8])
@@ -110,7 +110,7 @@ class Benchmark:
                             Cell(dataset, temperature, concurrency, repeat, method, budget, json.dumps(shape))
                             for budget in options.budgets
                             for method in options.methods
-                            if drafter is not None or method in ("ngram", "auto")
+                            if drafter is not None or method.split()[0] in ("ngram", "auto")
                             for shape in shapes(method, budget, drafter if method != "auto" else None, options.shapes)
                         ]
                         yield cells if repeat % 2 == 0 else cells[::-1]
@@ -180,7 +180,7 @@ class Benchmark:
         options = self.options
         for dataset, chats in prompts.items():
             for method in options.methods:
-                if method == "auto" or (drafter is None and method != "ngram"):
+                if method not in METHODS or method == "auto" or (drafter is None and method != "ngram"):
                     continue
                 body = shapes(method, min(options.budgets), drafter, 1)[0]
                 cell = Cell(dataset, max(options.temperature), 1, 0, THEORY + method, 0, json.dumps(body))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench.speculation.grid import PLAIN
+from decoding_server.bench.speculation.grid import COUPLED, PLAIN
 from decoding_server.bench.speculation.report import (
     Group,
     markdown,
@@ -47,7 +47,7 @@ def write(folder: Path, rows: Sequence[Row], setting: dict[str, Any]) -> None:
 def summary(rows: Sequence[Row], setting: dict[str, Any], plot: str | None, every: str) -> str:
     """The best budget of every method, by workload; how `auto` fared; theory and peers. every: link to all tables."""
     found: Found = summaries(rows)
-    methods = list(dict.fromkeys(key[1] for key in found))
+    methods = list(dict.fromkeys(key[1] for key in found if key[1] not in COUPLED))
     lines = []
     for group in sorted({key[0] for key in found}):
         plain = [row.values["tokens_per_second"] for row in rows if row.cell.method == PLAIN and _group(row) == group]
@@ -61,7 +61,7 @@ def summary(rows: Sequence[Row], setting: dict[str, Any], plot: str | None, ever
         parts.append(_auto(found))
     if plot is not None:
         parts.append(f"![Speed over plain decoding by budget]({plot})")
-    parts += [*theory(rows), *peers(rows), f"[Every cell]({every}). " + setting_line(setting)]
+    parts += [*_coupled(found), *theory(rows), *peers(rows), f"[Every cell]({every}). " + setting_line(setting)]
     return "\n\n".join(parts)
 
 
@@ -87,3 +87,19 @@ def _auto(found: Found) -> str:
     ]
     text = f"`auto`: {min(ratios.values()):.2f}x to {max(ratios.values()):.2f}x over {len(ratios)} cells"
     return text + (f"; below 0.95x: {'; '.join(slow)}." if slow else "; none below 0.95x.")
+
+
+def _coupled(found: Found) -> list[str]:
+    """What sharing the target's noise costs."""
+    lines = []
+    for (group, method, budget), one in sorted(found.items()):
+        free = found.get((group, method.split()[0], budget))
+        if method in COUPLED and free is not None:
+            first = [f"{each['levels'][0]:.2f}" if each["levels"] else "–" for each in (free, one)]
+            whole = [f"{each['block_efficiency']:.2f}" for each in (free, one)]
+            prompts = f"{group[0]}, T = {group[1]:g}, {group[2]} at a time"
+            lines.append([prompts, f"{method.split()[0]}, B = {budget}", " / ".join(first), " / ".join(whole)])
+    if not lines:
+        return []
+    header = ["prompts", "method", "first level accepted, free / coupled", "block efficiency, free / coupled"]
+    return ["What `coupled` costs, against the same shape without it:", table(header, lines)]

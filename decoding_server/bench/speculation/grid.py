@@ -8,6 +8,8 @@ from strategies.speculative.speculation import Speculation
 PLAIN = "plain"
 BUDGETS = (6, 10, 14, 21, 30)
 METHODS = ("chain", "multi-draft", "spectr", "rsd-c", "rsd-s", "ngram", "auto")
+COUPLED = ("chain coupled", "rsd-c coupled", "rsd-s coupled", "ngram coupled")
+"""The same with the target's noise shared; not part of the usual grid."""
 RECTANGLES = {
     6: ((2, 3), (3, 2)),
     10: ((2, 5), (5, 2)),
@@ -34,11 +36,12 @@ def shapes(method: str, budget: int, drafter: str | None, most: int) -> list[dic
     )
     branchings = BRANCHINGS.get(budget) or (((2, *(1,) * (budget // 2 - 1)),) if budget > 1 else ((1,),))
     found: list[dict[str, Any]]
+    method, _, coupled = method.partition(" ")
     match method:
         case "chain":
             found = [{"length": min(budget, 32)}]
         case "ngram":
-            return [{"type": method, "length": min(budget, 32)}]
+            found, drafter = [{"length": min(budget, 32)}], None
         case "auto":
             found = [{"max_nodes": budget, "coupled": False}]
         case "spectr" | "rsd-s":
@@ -47,7 +50,9 @@ def shapes(method: str, budget: int, drafter: str | None, most: int) -> list[dic
             found = [{"branching": list(branching)} for branching in branchings]
         case _:
             raise ValueError(f"{method!r} has no shapes here; there are: {', '.join(METHODS)}")
-    named = {} if drafter is None else {"drafter": drafter}
+    named: dict[str, Any] = {} if drafter is None else {"drafter": drafter}
+    if coupled:
+        named["coupled"] = True
     return [{"type": method, **named, **shape} for shape in found[:most]]
 
 
