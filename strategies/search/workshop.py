@@ -235,6 +235,9 @@ class Workshop:
             score=round(attempt.score, 6),
             results=[str(result.outcome) for result in results],
             level=depth,
+            complete=draft.source is not None,
+            reply_tokens=draft.reply.tokens,
+            tokens_so_far=self.context.trace.calls["asked_tokens"],
         )
         return attempt
 
