@@ -35,6 +35,7 @@ class RowFile:
     """Rows by key, in the order in which they were written."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = JsonLines(path)
         self._rows: dict[str, Row] = {row["key"]: row for row in self._file.records}
 
