@@ -51,10 +51,10 @@ def written(path: Path, records: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def coder() -> ScriptedCoder:
-    """The first program passes the prompt's example and fails a hidden test; best-of-n stops there."""
+def coder(seed: Sequence[str] = (WRONG, LOOKS_RIGHT)) -> ScriptedCoder:
+    """The second first program passes the prompt's example and fails a hidden test."""
     return ScriptedCoder(
-        seed=[WRONG, LOOKS_RIGHT],
+        seed=seed,
         code=[WRONG, RIGHT],
         directions=["Direction 1: add both\nDirection 2: use sum"],
         lessons=["Lessons:\n- x"],
@@ -266,13 +266,13 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
 
     config = load_config({}, {}).config
     here, there = Study(settings("here"), lambda *_: None), Study(settings("there"), lambda *_: None)
-    with coder().serving() as runtime:
+    with coder([WRONG]).serving() as runtime:
 
         async def in_process() -> Any:
             return await commands.in_process(config, lambda _: runtime)
 
         assert asyncio.run(here.run(in_process))
-    with coder().serving() as runtime, serve_runtime(runtime) as server:
+    with coder([WRONG]).serving() as runtime, serve_runtime(runtime) as server:
 
         async def over_http() -> Any:
             return await commands.over_http(config, server.url, None, None)
@@ -282,11 +282,9 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
     for one, other in zip(here.rows.rows, there.rows.rows, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     sfs = here.rows.rows[1]
-    assert [one["source"] for one in sfs["programs"]] == [
-        "def add(a, b):\n    return a\n",
-        "def add(a, b):\n    return max(a, b) + 1\n",
-    ]
-    assert (sfs["accepted"], sfs["passed"]) == (True, False)  # it passes the prompt's example only
+    assert [one["passed"] for one in sfs["programs"]] == [False, False, False, True]
+    assert sfs["source"] == sfs["programs"][3]["source"] == "def add(a, b):\n    return a + b\n"
+    assert sfs["accepted"]
 
 
 def test_generated_tests_are_not_the_prompts(tmp_path: Path, sandboxed: None) -> None:
