@@ -51,11 +51,11 @@ def written(path: Path, records: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def coder(seed: Sequence[str] = (WRONG, LOOKS_RIGHT)) -> ScriptedCoder:
+def coder(seed: Sequence[str] = (WRONG, LOOKS_RIGHT), changed: Sequence[str] = (WRONG, RIGHT)) -> ScriptedCoder:
     """The second first program passes the prompt's example and fails a hidden test."""
     return ScriptedCoder(
         seed=seed,
-        code=[WRONG, RIGHT],
+        code=changed,
         directions=["Direction 1: add both\nDirection 2: use sum"],
         lessons=["Lessons:\n- x"],
         reflection=["It ignores b."],
@@ -266,13 +266,13 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
 
     config = load_config({}, {}).config
     here, there = Study(settings("here"), lambda *_: None), Study(settings("there"), lambda *_: None)
-    with coder([WRONG]).serving() as runtime:
+    with coder([WRONG], [RIGHT]).serving() as runtime:
 
         async def in_process() -> Any:
             return await commands.in_process(config, lambda _: runtime)
 
         assert asyncio.run(here.run(in_process))
-    with coder([WRONG]).serving() as runtime, serve_runtime(runtime) as server:
+    with coder([WRONG], [RIGHT]).serving() as runtime, serve_runtime(runtime) as server:
 
         async def over_http() -> Any:
             return await commands.over_http(config, server.url, None, None)
@@ -282,8 +282,8 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
     for one, other in zip(here.rows.rows, there.rows.rows, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     sfs = here.rows.rows[1]
-    assert [one["passed"] for one in sfs["programs"]] == [False, False, False, True]
-    assert sfs["source"] == sfs["programs"][3]["source"] == "def add(a, b):\n    return a + b\n"
+    assert [one["passed"] for one in sfs["programs"]] == [False, False, True]
+    assert sfs["source"] == sfs["programs"][2]["source"] == "def add(a, b):\n    return a + b\n"
     assert sfs["accepted"]
 
 
