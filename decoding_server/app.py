@@ -52,6 +52,7 @@ def create_app(runtime: Runtime, config: ServerConfig, scorers: Scorers | None =
     app.state.service = Service(runtime, config, scorers)
     app.state.response_store = ResponseStore(config.response_store_size, config.response_store_memory)
     app.state.observability = observability_of(runtime, config, app.state.service.served_names[0])
+    app.state.service.sandbox.listener = app.state.observability.programs
     for family in (completions, chat, responses, embeddings, models, tokens, strategies, health):
         app.include_router(family.router)
     if config.metrics != "off":

@@ -1,4 +1,4 @@
-"""The command line: `decoding-server serve [MODEL]`, `chat`, `train-value`, `--version`."""
+"""The command line: `decoding-server serve [MODEL]`, `chat`, `train-value`, `bench`, `--version`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decoding_server import __version__
+from decoding_server.bench.command import add_bench, bench
 
 if TYPE_CHECKING:
     from decoding_server.config import ServerConfig
@@ -25,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_serve(commands.add_parser("serve", help="serve a model over HTTP"), complete="serve" in given[:1])
     add_chat(commands.add_parser("chat", help="talk to a running server in the terminal"))
     add_train_value(commands.add_parser("train-value", help="train a value head for searches"))
+    add_bench(commands.add_parser("bench", help="measure decoding: success and cost of searches"))
     flags = parser.parse_args(given)
-    return {"serve": serve, "chat": chat, "train-value": train_value}[flags.command](flags)
+    return {"serve": serve, "chat": chat, "train-value": train_value, "bench": bench}[flags.command](flags)
 
 
 def add_serve(parser: argparse.ArgumentParser, *, complete: bool) -> None:

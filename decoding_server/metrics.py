@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from decoding_server.request_record import RequestRecord
 from strategies.runtime import RuntimeStatus
+from strategies.sandbox.outcome import Outcome, Result
 
 PREFIX = "decoding:"
 STANDARD = "standard"
@@ -31,6 +32,7 @@ SECONDS_TO_FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 0.75, 1
 SECONDS_BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
 SECONDS_OF_A_REQUEST = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 SECONDS_OF_A_PHASE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 1, 1.5, 2.5, 5, 10, 20, 30, 60, 120, 240, 480, 960)
+SECONDS_OF_A_PROGRAM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
@@ -95,6 +97,37 @@ class RuntimeCollector(Collector):
         family = GaugeMetricFamily(PREFIX + "cache_config_info", "The KV cache.", labels=["model_name", *facts])
         family.add_metric([self.model_name, *facts.values()], 1)
         return family
+
+
+class ProgramMetrics:
+    """What became of the programs of searches. Implements `SandboxListener`."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            series = Histogram(PREFIX + name, text, ("model_name",), registry=registry, buckets=SECONDS_OF_A_PROGRAM)
+            return series.labels(model_name)
+
+        tests = Counter(
+            PREFIX + "program_tests", "Tests of programs in the sandbox.", ("model_name", "outcome"), registry=registry
+        )
+        failures = Counter(
+            PREFIX + "sandbox_failures", "Failures of the sandbox itself.", ("model_name",), registry=registry
+        )
+        self._tests = {outcome: tests.labels(model_name, str(outcome)) for outcome in Outcome}
+        self._failures = failures.labels(model_name)
+        self._seconds = histogram("program_run_seconds", "All tests of one program, the wait included.")
+        self._waits = histogram("program_wait_seconds", "Until a sandbox was ready: its turn, and its start.")
+
+    def waited(self, seconds: float) -> None:
+        self._waits.observe(seconds)
+
+    def ran(self, results: Sequence[Result], seconds: float) -> None:
+        self._seconds.observe(seconds)
+        for result in results:
+            self._tests[result.outcome].inc()
+
+    def failed(self) -> None:
+        self._failures.inc()
 
 
 class RequestMetrics:

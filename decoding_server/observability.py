@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from decoding_server.metrics import OTHER, RequestMetrics, RuntimeCollector, exposition
+from decoding_server.metrics import OTHER, ProgramMetrics, RequestMetrics, RuntimeCollector, exposition
 from decoding_server.request_log import RequestLog
 from decoding_server.request_record import STATUS_CLIENT_GONE, Outcome, Phase, RequestMeter, RequestRecord
 from decoding_server.tracing import TRACE_HEADERS, Tracing
@@ -66,6 +66,7 @@ class Observability:
         self.registry.register(self.runtime)
         ProcessCollector(registry=self.registry)  # CPU, memory and file descriptors of this process
         self.metrics = RequestMetrics(self.registry, model_name, strategies)
+        self.programs = ProgramMetrics(self.registry, model_name)
         self.log_prompts = log_requests and log_prompts
         self.tracing = tracing
         self.sinks: list[RequestSink] = []

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from decoding_server.config import ServerConfig
 from strategies.errors import ModelLoadError, ProgramsUnavailable
 from strategies.sandbox.outcome import Limits, SandboxUnavailable
-from strategies.sandbox.sandbox import Sandbox, open_sandbox
+from strategies.sandbox.sandbox import Sandbox, SandboxListener, open_sandbox
 from strategies.search.program_prompts import Prompts
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class ProgramSandbox:
             self.allow.append("process")
         self.limits = Limits(config.sandbox_test_seconds, config.sandbox_memory >> 20, OUTPUT_KB)
         self.opened: Sandbox | None = None
+        self.listener: SandboxListener | None = None
         self._opening: asyncio.Task[Sandbox] | None = None
         self._reason: str | None = "programs are switched off (--sandbox off)" if self.off else None
 
@@ -90,6 +91,7 @@ class ProgramSandbox:
         except (SandboxUnavailable, OSError) as error:
             self._reason = str(error)
             raise ProgramsUnavailable(self._reason) from error
+        self.opened.listener = self.listener
         return self.opened
 
 

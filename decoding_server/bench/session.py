@@ -5,7 +5,6 @@ are skipped, cells that failed are tried again.
 """
 
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import httpx
 
 from decoding_server.bench.load import LoadError
 from decoding_server.bench.peers.engine import Engine, EngineError
+from decoding_server.bench.rows import JsonLines
 from decoding_server.bench.workloads import MEMORY, START, PromptSource, Workload
 
 WARM_UP_TOKENS = 4
@@ -38,23 +38,15 @@ class Row:
 
 
 class RowFile:
-    """JSON lines, one row each, appended and flushed as they come."""
+    """The measured cells of one output folder."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the rows that are there. A last line cut off by a crash is dropped from the file."""
-        self.path = path
-        self.rows: list[Row] = []
-        if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]
-            if len(complete) != len(lines):
-                path.write_text("".join(complete))
-            self.rows = [Row(**json.loads(line)) for line in complete]
+        self._file = JsonLines(path)
+        self.rows = [Row(**record) for record in self._file.records]
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(asdict(row)) + "\n")
+        self._file.append([asdict(row)])
 
     def has(self, engine: str, workload: Workload, repeat: int) -> bool:
         """Whether the cell has been measured (a failed try does not count)."""

@@ -12,7 +12,7 @@ from decoding_server.cross_origin import cross_origin_refused
 from decoding_server.errors import BodyTooLarge, Failure, InvalidField, failure_of, unauthorized
 from decoding_server.features.comparison import markdown_table
 from decoding_server.features.routes import routes
-from decoding_server.metrics import STANDARD, RequestMetrics, RuntimeCollector
+from decoding_server.metrics import STANDARD, ProgramMetrics, RequestMetrics, RuntimeCollector
 from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED
 from strategies import registry
 from strategies.errors import (
@@ -112,6 +112,7 @@ def metrics() -> str:
     series = RequestMetrics(registry_, "").of(STANDARD)
     series.failures(400)  # a series with labels of its own shows on first use
     series.accepted_at(0)
+    ProgramMetrics(registry_, "")
     rows = []
     for family in registry_.collect():
         suffix = "_total" if family.type == "counter" else ""

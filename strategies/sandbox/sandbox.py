@@ -8,8 +8,10 @@ await sandbox.close()
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from strategies.sandbox.backends import BACKENDS, Backend
 from strategies.sandbox.checks import Check, StdinCheck, Unit
@@ -37,6 +39,19 @@ class Seen:
     size: int = 0
 
 
+class SandboxListener(Protocol):
+    """Hears of every program, for metrics. Called on the event loop; must not block."""
+
+    def waited(self, seconds: float) -> None:
+        """A worker was ready: its turn had come, and it had started where none was warm."""
+
+    def ran(self, results: Sequence[Result], seconds: float) -> None:
+        """A program's results are there; seconds include the waiting."""
+
+    def failed(self) -> None:
+        """The sandbox itself failed."""
+
+
 class Sandbox:
     """A backend that passed its probes, with a pool of workers. Made by `open_sandbox`; belongs to one event loop."""
 
@@ -44,6 +59,7 @@ class Sandbox:
         self.pool = pool
         self.limits = limits
         """The operator's: a run may ask for less."""
+        self.listener: SandboxListener | None = None
         self._broken: str | None = None
         self._repair = asyncio.Lock()
 
@@ -62,12 +78,15 @@ class Sandbox:
             raise ValueError(f"{name} is above the limit of {getattr(self.limits, name)}")
         if self._broken is not None:
             await self._probe_again()
+        began = time.perf_counter()
         results = await self._run_all(program, checks, limits)
         slow = [index for index, result in enumerate(results) if result.outcome is Outcome.TIMEOUT]
         if len(slow) == 1 and os.getloadavg()[0] > (os.cpu_count() or 1):
             # One timeout among other outcomes may be the machine's fault.
             [again] = await self._run_all(program, [checks[slow[0]]], limits)
             results[slow[0]] = replace(again, retried=True)
+        if self.listener is not None:
+            self.listener.ran(results, time.perf_counter() - began)
         return results
 
     async def _run_all(self, program: Program, checks: Sequence[Check], limits: Limits) -> list[Result]:
@@ -84,11 +103,16 @@ class Sandbox:
         """Runs units in one worker, and what a fatal one left undone in further workers."""
         failures = 0
         while batch:
+            asked = time.perf_counter()
             try:
                 async with self.pool.worker() as worker:
+                    if self.listener is not None:
+                        self.listener.waited(time.perf_counter() - asked)
                     done = await run(worker, program, [unit for _, unit in batch], limits)
             except WorkerFailed as error:
                 failures += 1
+                if self.listener is not None:
+                    self.listener.failed()
                 logger.warning("sandbox worker failed: %s", error)
                 if failures == 2:
                     self._broken = str(error)

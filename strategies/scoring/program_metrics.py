@@ -5,7 +5,7 @@ import io
 import math
 import tokenize
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -34,13 +34,28 @@ def mean_iterations(histogram: Mapping[int, float], k: int) -> tuple[float, floa
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's: the least number of insertions, deletions and substitutions."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        above, row = row, [i]
-        for (diagonal, up), y in zip(pairwise(above), b, strict=True):
-            row.append(min(up + 1, row[-1] + 1, diagonal + (x != y)))
-    return row[-1]
+    """Levenshtein's: the least number of insertions, deletions and substitutions.
+
+    One column of the table at a time, as two bit sets of where it rises and falls by one downwards (Myers 1999, in the
+    form of Hyyrö 2003): milliseconds where cell by cell takes a second.
+    """
+    if not a:
+        return len(b)
+    places: dict[str, int] = {}
+    for i, character in enumerate(a):
+        places[character] = places.get(character, 0) | 1 << i
+    every, last = (1 << len(a)) - 1, 1 << len(a) - 1
+    rises, falls, distance = every, 0, len(a)
+    for character in b:
+        equal = places.get(character, 0)
+        level = (((equal & rises) + rises) ^ rises) | equal | falls
+        right_rises = falls | ~(level | rises) & every
+        right_falls = rises & level
+        distance += bool(right_rises & last) - bool(right_falls & last)
+        right_rises = (right_rises << 1 | 1) & every
+        rises = right_falls << 1 & every | ~(level | right_rises) & every
+        falls = right_rises & level
+    return distance
 
 
 def levenshtein_similarity(programs: Sequence[str]) -> float:

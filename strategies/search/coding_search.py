@@ -10,6 +10,7 @@ from strategies.errors import InvalidRequest
 from strategies.sandbox.outcome import Limits
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
+from strategies.search.program_forest import ProgramForest
 from strategies.search.prompt_examples import entry_point_of
 from strategies.search.search import Search
 from strategies.search.visible_tests import GivenTest, ScriptTest, given_tests
@@ -77,6 +78,13 @@ class CodingSearch(Search):
     n_tests: Annotated[
         int, Field(ge=1, le=32, description="How many tests to have the model write, or fill up to.")
     ] = 6
+    suspect_tests: Annotated[
+        bool,
+        Field(
+            description="Whether a generated test is dropped when two programs that pass all given and prompt tests "
+            "return the same other value."
+        ),
+    ] = False
     wave: Annotated[int, Field(ge=1, le=32, description="Programs that are written and run at the same time.")] = 1
     seed_temperature: Annotated[Temperature, Field(description="For first programs; null: the request's.")] = 0.7
     code_temperature: Annotated[Temperature, Field(description="For changed programs; null: the request's.")] = 0.2
@@ -154,6 +162,12 @@ class CodingSearch(Search):
                 raise
             work.stop_reason = context.generation.meter.exhausted or "budget"
         return await self.answers(work)
+
+    def _rescore(self, work: Workshop, forest: ProgramForest) -> None:
+        """After tests may have gone."""
+        if self.suspect_tests:
+            attempts = work.attempts
+            forest.rescore([one.score for one in attempts], [one.solved for one in attempts])
 
     @abstractmethod
     async def find(self, work: Workshop) -> None:

@@ -118,6 +118,7 @@ class CodeTree(CodingSearch):
             for job, base, attempt in zip(picked, bases, attempts, strict=True):
                 node = forest.add(job, attempt.score, solved=attempt.solved)
                 work.context.note(attempt.node, parent_program=base.number, value=node.value)
+            self._rescore(work, forest)
 
 
 class CodeGreedy(CodingSearch):

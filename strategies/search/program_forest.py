@@ -123,6 +123,15 @@ class ProgramForest:
             node = node.parent
         return child
 
+    def rescore(self, scores: Sequence[float], solved: Sequence[bool]) -> None:
+        """New scores of all nodes, in order of creation, and the values that follow from them: tests have gone."""
+        for node, score, done in zip(self.nodes, scores, solved, strict=True):
+            node.score, node.value, node.solved = score, score, done
+        self.root.value = max([0.0, *(node.score for node in self.nodes if node.parent is not self.root)])
+        for node in reversed(self.nodes):
+            if node.parent is not None and node.parent is not self.root:
+                node.parent.value = max(node.parent.value, node.value)
+
     def pick(self, batch: int = 1, *, stop_at_solved: bool = False) -> list[Expansion] | None:
         """Up to `batch` expansions by repeated passes, at least one; None if a pass ends at a solved node and that
         stops the search.

@@ -80,6 +80,7 @@ class ScatteredForest(CodingSearch):
             wave = drafts[first : first + self.wave]
             for attempt in await work.evaluate(wave, [1] * len(wave)):
                 forest.seed(attempt.score, solved=attempt.solved)
+            self._rescore(work, forest)
             if self.stop != "never" and any(attempt.solved for attempt in work.attempts):
                 work.stop_reason = "solved"
                 return
@@ -99,6 +100,7 @@ class ScatteredForest(CodingSearch):
             attempts = await self._carry_out(work, jobs)
             for job, attempt in zip(jobs, attempts, strict=True):
                 forest.add(job, attempt.score, solved=attempt.solved)
+            self._rescore(work, forest)
             last = len(work.attempts) == self.k or (self.stop == "eager" and any(one.solved for one in attempts))
             if self.scout and not last:
                 lessons = await self._scout(work, jobs, attempts, lessons)
@@ -128,6 +130,8 @@ class ScatteredForest(CodingSearch):
                 if direction.text is None:
                     direction.state = "done"
                     node.directions.remove(direction)
+            texts = [direction.text for direction in new if direction.text is not None]
+            work.context.trace.happened("directions", program=node.number, directions=texts)
         return [job for job in picked if job.direction.text is not None]
 
     def _directions(self, work: Workshop, node: ProgramNode, lessons: str, attempt: int) -> Question:
@@ -200,6 +204,7 @@ class ScatteredForest(CodingSearch):
         work.counts["replies_without_lessons"] += found is None
         if self.trace == "full":
             work.context.tell(lessons=found or lessons)
+        work.context.trace.happened("lessons", lessons=found or lessons)
         return found or lessons
 
 

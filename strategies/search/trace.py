@@ -36,6 +36,10 @@ class Trace:
         """More is known of a node."""
         self._tell({"event": "note", "node": node.number, **notes})
 
+    def happened(self, event: str, **facts: object) -> None:
+        """Something that no node shows, for whoever follows a full trace: an event of the search's own."""
+        self._tell({"event": event, **facts})
+
     def _tell(self, record: Record) -> None:
         if self.level == "full" and self.listener is not None:
             self.listener(record)

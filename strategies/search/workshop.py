@@ -14,6 +14,7 @@ from strategies.search.program_choice import Candidate, derive_seed, first_highe
 from strategies.search.program_forest import reward
 from strategies.search.program_prompts import Prompts, feedback
 from strategies.search.program_replies import normal_form, program_of
+from strategies.search.suspect_tests import suspect_tests, without
 from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, prompt_tests
 
 if TYPE_CHECKING:
@@ -158,6 +159,9 @@ class Workshop:
         while first == 0 and not self.context.exhausted and (wanted := self._test_questions()):
             (reply,) = await self.context.ask(wanted)
             self._take_tests(reply)
+        if first == 0:
+            shown = [{"test": test.source, "origin": test.origin} for test in self.tests]
+            self.context.trace.happened("tests", tests=shown, dropped=self.counts["tests_dropped"])
         return await self._rewritten(drafts, again)
 
     def _test_questions(self) -> list[Question]:
@@ -207,10 +211,31 @@ class Workshop:
             elif key in self._known:
                 attempts.append(self._attempt(draft, depth, key, self._known[key]))
                 self.counts["duplicates"] += key not in new
+        if self.search.suspect_tests:
+            self._drop_suspects()
         for results in found:
             if isinstance(results, BaseException):
                 raise results
         return attempts
+
+    def _drop_suspects(self) -> None:
+        """Takes away generated tests that are likely wrong, and scores all programs again by the results that are
+        there."""
+        good = {
+            attempt.key: attempt.results
+            for attempt in self.attempts
+            if attempt.draft.source is not None and len(attempt.results) == len(self.tests)
+        }
+        suspects = suspect_tests([test.origin for test in self.tests], list(good.values()))
+        if not suspects:
+            return
+        self.context.trace.happened("suspects", tests=[self.tests[i].source for i in suspects])
+        self.counts["tests_suspected"] += len(suspects)
+        self.tests = without(self.tests, suspects)
+        self._known = {key: without(results, suspects) for key, results in self._known.items()}
+        for attempt in self.attempts:
+            attempt.results = without(attempt.results, suspects)
+            self._score(attempt)
 
     async def _run(self, source: str) -> list[Result]:
         program = Program(source, self.function or None, self.search.setup)
@@ -223,20 +248,32 @@ class Workshop:
         number = len(self.attempts)
         node = self._answer_node(self.presented(draft), number, cut=draft.source is None and draft.reply.end != "stop")
         attempt = Attempt(number, draft, list(results), node, depth, key, all(result.passed for result in results))
-        if self.tests:
-            passed = [result.passed for result in results]
-            attempt.score, attempt.solved = reward(passed), all(passed)
         self.attempts.append(attempt)
-        self.context.trace.called("programs", 1)
-        self.context.trace.called("programs_passed", int(attempt.solved))
         self.context.note(
             node,
             program=number,
-            score=round(attempt.score, 6),
-            results=[str(result.outcome) for result in results],
             level=depth,
+            complete=draft.source is not None,
+            reply_tokens=draft.reply.tokens,
+            tokens_so_far=self.context.trace.calls["asked_tokens"],
         )
+        self._score(attempt)
+        self.context.trace.called("programs", 1)
         return attempt
+
+    def _score(self, attempt: Attempt) -> None:
+        """By the tests that there are now; tells the trace."""
+        passed = [result.passed for result in attempt.results]
+        before = attempt.solved
+        if self.tests:
+            attempt.score, attempt.solved = reward(passed), all(passed)
+        self.context.trace.called("programs_passed", int(attempt.solved) - int(before))
+        score = round(attempt.score, 6)
+        results = [str(result.outcome) for result in attempt.results]
+        self.context.note(attempt.node, score=score, results=results)
+        of = len(self.tests)
+        facts = {"score": score, "passed": sum(passed) if of else 0, "of": of, "solved": attempt.solved}
+        self.context.trace.happened("program", program=attempt.number, **facts)
 
     def feedback(self, attempt: Attempt) -> str:
         if attempt.draft.source is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,23 @@ def test_chat(server: RuntimeServer) -> None:
     asked = reply["decoding"]["search"]
     assert asked["tests"] == TESTS
     assert (asked["type"], asked["k"], asked["stop"]) == ("scattered-forest", 4, "eager")
+
+
+def test_metrics(server: RuntimeServer) -> None:
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{server.url}/metrics", timeout=30).text
+        tests = re.findall(r'^decoding:program_tests_total{.*outcome="(\w+)".*} (.+)$', text, re.MULTILINE)
+        counts = re.findall(r"^decoding:program_(\w+)_seconds_count{.*} (.+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in [*tests, *counts]}
+
+    before = counted()
+    assert server.post(CHAT, body()).status_code == 200
+    after = counted()
+    # Two programs are run, of two tests each: the wrong one passes the second.
+    assert after["pass"] - before["pass"] == 3
+    assert after["wrong_value"] - before["wrong_value"] == 1
+    assert after["timeout"] == 0
+    assert after["run"] - before["run"] == after["wait"] - before["wait"] == 2
 
 
 def test_stream(server: RuntimeServer) -> None:

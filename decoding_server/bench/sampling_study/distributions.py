@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding_server.bench.sampling_study.rows import Row
+from decoding_server.bench.rows import Row
 from decoding_server.bench.sampling_study.subject import Output, Subject
 from decoding_server.bench.sampling_study.texts import Context
 from decoding_server.bench.sampling_study.waves import Wave, cut

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 
 from decoding_server.bench import machine
+from decoding_server.bench.rows import Row
 from decoding_server.bench.sampling_study import candidate
 from decoding_server.bench.sampling_study.penalties import NONE, PENALTIES
-from decoding_server.bench.sampling_study.rows import Row
 from decoding_server.bench.sampling_study.subject import Subject
 from decoding_server.bench.sampling_study.texts import Task
 from decoding_server.bench.sampling_study.waves import Wave, cut

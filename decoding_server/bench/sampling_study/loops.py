@@ -10,8 +10,8 @@ from functools import partial
 from typing import cast
 
 from decoding_server.bench import repetition
+from decoding_server.bench.rows import Row
 from decoding_server.bench.sampling_study.penalties import PENALTIES
-from decoding_server.bench.sampling_study.rows import Row
 from decoding_server.bench.sampling_study.subject import Subject
 from decoding_server.bench.sampling_study.texts import Program
 from decoding_server.bench.sampling_study.waves import Wave, cut

@@ -11,8 +11,8 @@ from typing import Any
 
 from decoding_server import __version__
 from decoding_server.bench import machine
+from decoding_server.bench.rows import Row, RowFile
 from decoding_server.bench.sampling_study import distributions, humaneval, loops, summary, texts
-from decoding_server.bench.sampling_study.rows import Row, RowFile
 from decoding_server.bench.sampling_study.subject import Subject
 from decoding_server.bench.sampling_study.waves import Wave
 from models.loading import resolve

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from decoding_server.bench.report import percentile
+from decoding_server.bench.rows import Row
 from decoding_server.bench.sampling_study.distributions import TEMPERATURES, configurations
 from decoding_server.bench.sampling_study.humaneval import MODES
 from decoding_server.bench.sampling_study.loops import TEMPERATURES as LOOP_TEMPERATURES
 from decoding_server.bench.sampling_study.loops import looping
 from decoding_server.bench.sampling_study.penalties import NONE, PENALTIES
-from decoding_server.bench.sampling_study.rows import Row
 
 RESAMPLES = 4000
 COVERAGE = 95.0

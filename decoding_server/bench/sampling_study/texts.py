@@ -1,13 +1,13 @@
 """The prompts: contexts whose distributions are looked at, loop-prone programs, and HumanEval's tasks from a file."""
 
-import gzip
-import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
+
+from decoding_server.bench.rows import read_records
 
 Item = TypeVar("Item")
 
@@ -61,11 +61,8 @@ def tasks(path: Path, limit: int | None = None) -> list[Task]:
 
     Raises OSError, and ValueError for a file that is something else.
     """
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     try:
-        records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        found = [Task(one["task_id"], one["prompt"], one["entry_point"], one["test"]) for one in records]
+        found = [Task(one["task_id"], one["prompt"], one["entry_point"], one["test"]) for one in read_records(path)]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is not HumanEval's file: {error} is missing") from error
     return spread(found, limit)

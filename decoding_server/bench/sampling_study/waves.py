@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from decoding_server.bench.sampling_study.rows import Row
+from decoding_server.bench.rows import Row
 
 if TYPE_CHECKING:
     from decoding_server.bench.sampling_study.subject import Subject

@@ -11,7 +11,7 @@ from typing import Any
 
 from decoding_server import __version__
 from decoding_server.bench import machine
-from decoding_server.bench.sampling_study.rows import RowFile
+from decoding_server.bench.rows import RowFile
 from decoding_server.bench.search_study import summary
 from decoding_server.bench.search_study.asking import Row, ask, key
 from decoding_server.bench.search_study.contenders import SAMPLES, Contender, contenders

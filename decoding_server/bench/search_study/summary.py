@@ -1,22 +1,17 @@
 """From raw rows to the table: accuracy with intervals, and cost, of every contender and every vote on the samples."""
 
-import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from decoding_server.bench.intervals import paired_difference, wilson
 from decoding_server.bench.search_study.contenders import SAMPLES_NAME
 from strategies.scoring.answers import extract
 from strategies.search.voting import best_of_n, vote
 
 BASE = "greedy"
-RESAMPLES = 10_000
-SEED = 1
-Z = 1.96
 
 Row = dict[str, Any]
 
@@ -31,25 +26,6 @@ class Outcome:
     output_tokens: dict[int, float] = field(default_factory=dict)
     flops: dict[int, float] = field(default_factory=dict)
     seconds: dict[int, float | None] = field(default_factory=dict)
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927). trials >= 1."""
-    p, n = successes / trials, trials
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference(ours: Mapping[int, float], base: Mapping[int, float]) -> tuple[float, float, float] | None:
-    """Mean difference over the questions that both answered, and its 95 % bootstrap interval over questions."""
-    common = sorted(ours.keys() & base.keys())
-    if not common:
-        return None
-    differences = np.array([ours[question] - base[question] for question in common])
-    picked = np.random.default_rng(SEED).integers(0, len(common), (RESAMPLES, len(common)))
-    low, high = np.percentile(differences[picked].mean(-1), [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
 
 
 def outcomes(rows: Sequence[Row]) -> dict[str, Outcome]:

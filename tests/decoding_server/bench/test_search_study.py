@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from decoding_server.bench.intervals import wilson
 from decoding_server.bench.search_study import documents, summary
 from decoding_server.bench.search_study.asking import ask
 from decoding_server.bench.search_study.contenders import Contender, contenders
@@ -108,8 +109,8 @@ def test_the_table_compares_with_greedy_question_by_question() -> None:
 
 
 def test_wilson_interval_of_a_known_case() -> None:
-    assert summary.wilson(8, 10) == pytest.approx((0.4901, 0.9433), abs=2e-4)
-    assert summary.wilson(0, 10)[0] == 0.0
+    assert wilson(8, 10) == pytest.approx((0.4901, 0.9433), abs=2e-4)
+    assert wilson(0, 10)[0] == 0.0
 
 
 TOKENIZER = ByteTokenizer()

@@ -553,3 +553,56 @@ def test_a_sandbox_that_fails_is_no_result_of_a_program() -> None:
             searched(forest_of([RIGHT], [ZERO]), made(k=2))
     finally:
         BENCH.sandbox = real
+
+
+WRONG_TEST = ["```\nassert add(2, 2) == 5\nassert add(5, 0) == 5\n```"]
+
+
+def suspecting(**changes: Any) -> CodingSearch:
+    fields = {"tests": TESTS[2:3], "generate_tests": "fill", "n_tests": 3, "k": 4, "seeds": 2}
+    return made(**fields, **changes)
+
+
+def test_a_generated_test_that_trusted_programs_contradict_is_dropped() -> None:
+    coder = forest_of([RIGHT, code("return b + a")], [RIGHT], tests=WRONG_TEST)
+    reply = searched(coder, suspecting(suspect_tests=True))
+    assert reply.scores == [1.0, 1.0]
+    assert reply.facts["tests"] == {"given": 1, "prompt": 0, "generated": 1}
+    assert reply.facts["replies"]["tests_suspected"] == 1
+    assert (reply.facts["stop_reason"], reply.facts["programs_passed"]) == ("solved", 2)
+    coder = forest_of([RIGHT, code("return b + a")], [RIGHT], tests=WRONG_TEST)
+    reply = searched(coder, suspecting())
+    assert reply.facts["stop_reason"] == "k"
+    assert set(reply.scores) == {round(2 / 3, 6)}
+
+
+def test_programs_that_fail_a_given_test_suspect_nothing() -> None:
+    coder = forest_of([ZERO, code("return a * 0")], [code("return b * 0")], tests=WRONG_TEST)
+    reply = searched(coder, suspecting(suspect_tests=True))
+    assert reply.facts["tests"]["generated"] == 2
+
+
+def test_one_program_written_twice_is_one_witness() -> None:
+    reply = searched(forest_of([RIGHT], [RIGHT], tests=WRONG_TEST), suspecting(suspect_tests=True))
+    assert reply.facts["tests"]["generated"] == 2
+
+
+def test_a_full_trace_tells_events_as_they_happen() -> None:
+    coder = forest_of([FIRST], [ZERO, RIGHT])
+    search = made(k=5, seeds=1)
+
+    async def events(runtime: Any) -> list[dict[str, Any]]:
+        generation = asking(TASK, 1000, None, 7)
+        run = SearchRun(search, runtime, generation, sandbox=BENCH.sandbox, prompt_text=TASK, question=TASK)
+        return [record async for delta in run.streams[0] for record in delta.trace or ()]
+
+    with coder.serving() as runtime:
+        told = BENCH.runner.run(events(runtime))
+    own = [record for record in told if record["event"] not in ("node", "note")]
+    kinds = [record["event"] for record in own]
+    assert kinds == ["tests", "program", "directions", "program", "lessons", "program", "summary"]
+    assert [one["origin"] for one in own[0]["tests"]] == ["given"] * 6
+    assert own[1] == {"event": "program", "program": 0, "score": round(2 / 6, 6), "passed": 2, "of": 6, "solved": False}
+    assert own[2] == {"event": "directions", "program": 0, "directions": ["use way 0", "use way 1"]}
+    assert own[4]["lessons"] == "- add both"
+    assert own[5]["solved"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoding_server.bench.sampling_study.rows import RowFile
+from decoding_server.bench.rows import RowFile
 from decoding_server.bench.sampling_study.texts import contexts, programs, spread
 from decoding_server.bench.sampling_study.waves import cut
 from strategies.sampling.grammar_repetition.languages import LANGUAGES

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decoding_server.bench.rows import Row
 from decoding_server.bench.sampling_study import summary
 from decoding_server.bench.sampling_study.distributions import configurations
 from decoding_server.bench.sampling_study.loops import copies_at_end
-from decoding_server.bench.sampling_study.rows import Row
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))

@@ -1,0 +1,137 @@
+"""`decoding-server bench code`: opens what the flags say, runs the study, shows and writes what came of it."""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from decoding_server.bench.code import documents
+from decoding_server.bench.code.asking import Asker, InProcess, OverHttp
+from decoding_server.bench.code.contenders import VisibleTests
+from decoding_server.bench.code.flags import DEFAULT
+from decoding_server.bench.code.study import Settings, Study
+from decoding_server.bench.code.tasks import SUBSET_SEED
+from decoding_server.config import ServerConfig
+from decoding_server.programs import ProgramSandbox, load_prompts
+from decoding_server.values import load_scorers
+from strategies.errors import DecodingError
+from strategies.runtime import Runtime
+from strategies.sandbox.sandbox import Sandbox
+
+Opened = tuple[Asker, Sandbox, Callable[[], Awaitable[None]]]
+
+
+def settings_of(flags: argparse.Namespace) -> Settings:
+    return Settings(
+        output=flags.output,
+        dataset=flags.dataset,
+        strategies=tuple(flags.strategy or DEFAULT),
+        model=(flags.base_url and f"{flags.base_url} {flags.served_model or ''}") or flags.model or "embedded",
+        count=flags.count,
+        subset=SUBSET_SEED if flags.subset_seed is None else flags.subset_seed,
+        tests=VisibleTests(flags.tests, wanted=flags.n_tests),
+        visible=flags.visible,
+        k=flags.k,
+        seeds=tuple(flags.seed or [1]),
+        max_tokens=flags.max_tokens,
+        temperature=flags.temperature,
+        concurrency=flags.concurrency,
+        seconds=flags.time_limit,
+    )
+
+
+async def in_process(config: ServerConfig, load: Callable[[ServerConfig], Runtime]) -> Opened:
+    """The model of the configuration in this process, and a sandbox. Raises DecodingError."""
+    programs = ProgramSandbox(config)
+    try:
+        sandbox = await programs.ready()
+        runtime = await asyncio.to_thread(load, config)
+    except BaseException:
+        await programs.close()
+        raise
+    asker = InProcess(runtime, load_scorers(runtime, config), sandbox, load_prompts(config))
+
+    async def close() -> None:
+        await programs.close()
+        await asyncio.to_thread(runtime.close)
+
+    return asker, sandbox, close
+
+
+async def over_http(config: ServerConfig, base_url: str, model: str | None, api_key: str | None) -> Opened:
+    """A running server; programs are judged in a sandbox of this process. Raises DecodingError."""
+    programs = ProgramSandbox(config)
+    try:
+        sandbox = await programs.ready()
+        asker = await OverHttp.connected(base_url, model, api_key)
+    except BaseException:
+        await programs.close()
+        raise
+
+    async def close() -> None:
+        await programs.close()
+        await asker.close()
+
+    return asker, sandbox, close
+
+
+def run(flags: argparse.Namespace, config: ServerConfig, load: Callable[[ServerConfig], Runtime]) -> int:
+    """See the parser's epilog for the exit codes. Raises ValueError for a wrong flag."""
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    code = 0
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, refresh_per_second=1, auto_refresh=console.is_terminal
+    ) as progress:
+        bar = progress.add_task("starting")
+
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=what, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(f"[{done}/{total}] {what}", highlight=False, markup=False, soft_wrap=True)
+
+        async def opened() -> Opened:
+            if flags.base_url is not None:
+                return await over_http(config, flags.base_url, flags.served_model, flags.api_key)
+            return await in_process(config, load)
+
+        try:
+            study = Study(settings_of(flags), show)
+        except OSError as error:
+            console.print(f"error: {error}", style="red", markup=False, highlight=False)
+            return 1
+        try:
+            code = 0 if asyncio.run(study.run(opened)) else 3
+        except (DecodingError, OSError) as error:
+            console.print(f"error: {error}", style="red", markup=False, highlight=False)
+            code = 1
+        except KeyboardInterrupt:
+            code = 130
+    finish(study, flags, console)
+    if code:
+        causes = {1: "stopped", 3: f"{len(study.failed)} cells failed" if study.failed else "time is up"}
+        cause = causes.get(code, "interrupted")
+        console.print(f"{cause}; {len(study.missing())} cells are missing; the same command goes on from here")
+    return code
+
+
+def finish(study: Study, flags: argparse.Namespace, console: Console) -> None:
+    """Shows what is there, writes results.json, table.md and the plot, and the pages where that is asked for."""
+    results: Mapping[str, Any] | None = study.results()
+    if results is None:
+        return
+    label = flags.label or results["run"]["model"]
+    text = documents.section({**results, "run": {**results["run"], "label": label}})
+    (flags.output / "table.md").write_text(text + "\n", encoding="utf-8")
+    documents.draw(dict(results), flags.output / "pass-any.svg")
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if flags.write_docs is not None:
+        documents.write(flags.write_docs, label, dict(results))
+        console.print(f"written to {flags.write_docs}")

@@ -1,0 +1,230 @@
+"""The run: every missing (strategy, task, seed) on one model, rows to disk as they come, then the results."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from decoding_server import __version__
+from decoding_server.bench import machine
+from decoding_server.bench.code import summary
+from decoding_server.bench.code.asking import Asker
+from decoding_server.bench.code.contenders import Contender, VisibleTests, contenders
+from decoding_server.bench.code.judging import Judge
+from decoding_server.bench.code.measuring import measure
+from decoding_server.bench.code.tasks import MBPP, SUBSET_SEED, CodeTask, load
+from decoding_server.bench.rows import Row, RowFile
+from strategies.errors import InvalidRequest, QueueFull, RequestFailed
+from strategies.sandbox.outcome import SandboxUnavailable
+from strategies.sandbox.sandbox import Sandbox
+
+PACKAGES = ("torch", "transformers", "tokenizers")
+FAILURES = 5
+"""Cells in a row that may fail before the run is given up."""
+
+Report = Callable[[str, int, int], None]
+Open = Callable[[], Awaitable[tuple[Asker, Sandbox, Callable[[], Awaitable[None]]]]]
+"""Opens what a run needs: whom to ask, the sandbox, and how to close both."""
+Cell = tuple[Contender, CodeTask, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """output: the folder of rows. strategies: as `contenders.parsed` takes them. visible: asserts of the data set that
+    a search sees; None: none of HumanEval's (its prompts have examples), the first of MBPP's. model: what is measured,
+    as the command line names it. concurrency: tasks at once. seconds: nothing begins after that."""
+
+    output: Path
+    dataset: Path
+    strategies: tuple[str, ...]
+    model: str
+    count: int | None = None
+    subset: int = SUBSET_SEED
+    tests: VisibleTests = field(default_factory=VisibleTests)
+    visible: int | None = None
+    k: int = 10
+    seeds: tuple[int, ...] = (1,)
+    max_tokens: int = 768
+    temperature: float = 0.7
+    concurrency: int = 8
+    seconds: float | None = None
+
+
+class Study:
+    """Raises OSError, ValueError."""
+
+    def __init__(self, settings: Settings, report: Report) -> None:
+        self.settings = settings
+        self._report = report
+        self.dataset = load(settings.dataset)
+        visible = (1 if self.dataset.kind == MBPP else 0) if settings.visible is None else settings.visible
+        self.rules = VisibleTests(settings.tests.source, visible, settings.tests.wanted)
+        self.tasks = self.dataset.subset(settings.count, settings.subset)
+        self.contenders = contenders(list(settings.strategies), self.tasks[0], self.rules, settings.k)
+        settings.output.mkdir(parents=True, exist_ok=True)
+        self.rows = RowFile(settings.output / "rows.jsonl")
+        self.runs = RowFile(settings.output / "runs.jsonl")
+        self.failed: list[str] = []
+
+    def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
+        """Of everything that a row depends on, so that one folder can hold several runs."""
+        settings = self.settings
+        facts = [
+            settings.model,
+            contender.search,
+            self.rules.source,
+            self.rules.visible,
+            self.rules.wanted,
+            settings.k,
+            settings.max_tokens,
+            settings.temperature,
+        ]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{contender.name}|{task.name}|{seed}|{digest}"
+
+    def cells(self) -> list[Cell]:
+        """Task by task, so that a run that is cut off has compared all strategies on some."""
+        return [
+            (contender, task, seed)
+            for seed in self.settings.seeds
+            for task in self.tasks
+            for contender in self.contenders
+        ]
+
+    def missing(self) -> list[Cell]:
+        return [cell for cell in self.cells() if not self.rows.has([self.key(*cell)])]
+
+    async def run(self, opened: Open) -> bool:
+        """Measures what is missing; False when the time was up, or cells failed, before the end.
+
+        Raises DecodingError where nothing can be measured like this.
+        """
+        todo = self.missing()
+        if not todo:
+            return True
+        self._report("opening", len(self.cells()) - len(todo), len(self.cells()))
+        async with closing(opened) as (asker, sandbox):
+            self.runs.append([self._facts(asker.model, sandbox)])
+            return await self._measure(asker, Judge(sandbox), todo)
+
+    async def _measure(self, asker: Asker, judge: Judge, todo: list[Cell]) -> bool:
+        settings = self.settings
+        began, total = time.monotonic(), len(self.cells())
+        done = total - len(todo)
+        waiting = iter(todo)
+        in_a_row = 0
+        late = False
+
+        async def worker() -> None:
+            nonlocal done, in_a_row, late
+            for contender, task, seed in waiting:
+                if settings.seconds is not None and time.monotonic() - began > settings.seconds:
+                    late = True
+                    return
+                what = f"{contender.name}, {task.name}"
+                try:
+                    row = await measure(
+                        asker,
+                        judge,
+                        contender,
+                        task,
+                        self.rules,
+                        key=self.key(contender, task, seed),
+                        k=settings.k,
+                        seed=seed_of(seed, task),
+                        max_tokens=settings.max_tokens,
+                        temperature=settings.temperature,
+                    )
+                except (QueueFull, RequestFailed, SandboxUnavailable) as error:
+                    in_a_row += 1
+                    self.failed.append(f"{what}: {error}")
+                    if in_a_row == FAILURES:
+                        raise RequestFailed(
+                            f"{FAILURES} cells failed one after the other, the last: {error}"
+                        ) from error
+                    self._report(f"{what}: failed: {error}", done, total)
+                    continue
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"{what}: {error}", error.param) from error
+                in_a_row = 0
+                row["seed"] = seed
+                self.rows.append([row])
+                done += 1
+                self._report(f"{what}: {row['outcome']}", done, total)
+
+        workers = [asyncio.ensure_future(worker()) for _ in range(min(settings.concurrency, len(todo)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for one in workers:
+                one.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return not late and not self.failed
+
+    def _facts(self, model: str, sandbox: Sandbox) -> Row:
+        settings = self.settings
+        return {
+            "key": f"{time.time():.3f}",
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": machine.commit(),
+            "model": model,
+            "sandbox": sandbox.backend.name,
+            "concurrency": settings.concurrency,
+            "versions": {"decoding-server": __version__, **versions()},
+            "machine": machine.describe(),
+        }
+
+    def results(self) -> dict[str, Any] | None:
+        """The table and what it was measured on; None before the first row. Written to results.json too."""
+        keys = {self.key(*cell) for cell in self.cells()}
+        rows = [row for row in self.rows.rows if row["key"] in keys]
+        if not rows or not self.runs.rows:
+            return None
+        settings = self.settings
+        run = {
+            **self.runs.rows[-1],
+            "dataset": self.dataset.kind,
+            "tasks": len(self.tasks),
+            "of": len(self.dataset.tasks),
+            "tests": self.rules.source,
+            "visible": self.rules.visible,
+            "n_tests": self.rules.wanted,
+            "k": settings.k,
+            "seeds": list(settings.seeds),
+            "max_tokens": settings.max_tokens,
+            "missing": len(keys) - len(rows),
+            "strategies": {one.name: one.search for one in self.contenders},
+        }
+        found = {"run": run, "table": summary.table(rows, [one.name for one in self.contenders], settings.k)}
+        (settings.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return found
+
+
+def seed_of(seed: int, task: CodeTask) -> int:
+    """Of a task's request: 63 bits, other ones for every task."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{task.name}".encode()).digest()[:8], "big") >> 1
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@asynccontextmanager
+async def closing(opened: Open) -> AsyncIterator[tuple[Asker, Sandbox]]:
+    asker, sandbox, close = await opened()
+    try:
+        yield asker, sandbox
+    finally:
+        await close()

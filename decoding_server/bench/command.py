@@ -1,0 +1,48 @@
+"""`decoding-server bench`: its subcommands, one measurement each. Light: each imports its own when it runs."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from decoding_server.bench.code.flags import add_flags as add_code_flags
+
+if TYPE_CHECKING:
+    from decoding_server.config import ServerConfig
+
+ENGINE = (
+    *("dtype", "device", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"),
+    *("chat_template", "config", "program_prompts", "sandbox", "sandbox_test_seconds", "sandbox_memory"),
+)
+"""Settings of `serve` that say how the model and programs are run."""
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measure this server's decoding."
+    commands = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
+    add_code_flags(commands.add_parser("code", help="HumanEval or MBPP under searches for programs"), ENGINE)
+
+
+def bench(flags: argparse.Namespace) -> int:
+    """Exit codes: see the subcommand."""
+    from decoding_server.config import ConfigError, load_config
+    from decoding_server.openmp import configure_openmp
+
+    configure_openmp()  # before torch is imported
+    given = {name: value for name, value in vars(flags).items() if name in ENGINE}
+    try:
+        config = load_config(given if flags.model is None else {**given, "model": flags.model}).config
+        return {"code": code}[flags.bench](flags, config)
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def code(flags: argparse.Namespace, config: "ServerConfig") -> int:
+    try:
+        from decoding_server.bench.code.command import run
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; install the extra: pip install 'decoding-server[bench]'", file=sys.stderr)
+        return 1
+    from decoding_server.cli import load_runtime
+
+    return run(flags, config, load_runtime)
