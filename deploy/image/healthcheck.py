@@ -1,7 +1,7 @@
 """The image's health check: exit code 0 while /health answers 200.
 
-The port comes from DECODING_SERVER_PORT, so set it there and not by the flag. Imports nothing of the server, which would
-cost seconds each time.
+The port comes from DECODING_SERVER_PORT, so set it there and not by the flag. Imports nothing of the server, which
+would cost seconds each time.
 """
 
 import http.client
