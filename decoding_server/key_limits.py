@@ -80,14 +80,12 @@ class KeyLimits:
 
     def admit(self, key: ApiKey) -> "KeyPass":
         """Leave for one request. Raises KeyLimited."""
-        admitted, refused, _ = self.metrics.of(key.label)
         use = self.uses.setdefault(key.tenant, KeyUse())
         try:
             self._check(key, use)
         except KeyLimited:
-            refused.inc()
+            self.metrics.of(key.label)[1].inc()
             raise
-        admitted.inc()
         use.requests += 1
         return KeyPass(self, key, use)
 
@@ -109,7 +107,6 @@ class KeyLimits:
 
     def charge(self, key: ApiKey, use: KeyUse, tokens: int) -> None:
         now = self.clock()
-        self.metrics.of(key.label)[2].inc(tokens)
         for limit, seconds, unit in ((key.tokens_per_minute, MINUTE, "minute"), (key.tokens_per_day, DAY, "day")):
             if limit is not None:
                 allowance = use.allowance(unit, limit, seconds, now)
@@ -126,11 +123,12 @@ class KeyLimits:
 class KeyPass:
     """One request of a key, from its arrival to its end."""
 
-    __slots__ = ("_limits", "_sequences", "_use", "key")
+    __slots__ = ("_limits", "_refused", "_sequences", "_use", "key")
 
     def __init__(self, limits: KeyLimits, key: ApiKey, use: KeyUse) -> None:
         self._limits, self._use, self.key = limits, use, key
         self._sequences = 0
+        self._refused = False
 
     def queue(self, sequences: int) -> None:
         """The request is about to queue so many. Raises KeyLimited for more than the key's share."""
@@ -139,7 +137,7 @@ class KeyPass:
             room = limits.capacity - limits.sequences
             # One more request is never too many for whoever has none: the runtime knows whether its queue is full.
             if self._use.sequences and self._use.sequences + sequences > room - sequences:
-                limits.metrics.of(self.key.label)[1].inc()
+                self._refused = True
                 raise KeyLimited(
                     f"This API key has {self._use.sequences} sequences running or waiting, its share of the queue.",
                     BUSY_SECONDS,
@@ -153,6 +151,9 @@ class KeyPass:
         self._use.requests -= 1
         self._use.sequences -= self._sequences
         self._limits.sequences -= self._sequences
+        admitted, refused, computed = self._limits.metrics.of(self.key.label)
+        (refused if self._refused else admitted).inc()
+        computed.inc(tokens)
         self._limits.charge(self.key, self._use, tokens)
         self._limits.forget_idle()
 

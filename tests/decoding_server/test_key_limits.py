@@ -246,8 +246,16 @@ def test_refusals_over_http(limited):
     spent = ask(server, "c")
     assert (spent.status_code, spent.json()["error"]["code"]) == (429, "insufficient_quota")
     assert spent.headers["x-should-retry"] == "false"
-    families = parse_text(server.get("/metrics", headers=bearer("a")).text)
-    found = {(s.name, s.labels.get("key"), s.labels.get("outcome")): s.value for f in families for s in f.samples}
+    found = {}
+
+    def counted():  # at a request's end, which is a moment after its answer
+        families = parse_text(server.get("/metrics", headers=bearer("a")).text)
+        found.update(
+            {(s.name, s.labels.get("key"), s.labels.get("outcome")): s.value for f in families for s in f.samples}
+        )
+        return found.get(("decoding:key_requests_total", "c", "admitted")) == 1
+
+    until(counted)
     assert found["decoding:key_requests_total", "a", "admitted"] == 2
     assert found["decoding:key_requests_total", "a", "refused"] == 2
     assert found["decoding:key_requests_total", "c", "refused"] == 1
