@@ -2,8 +2,8 @@
 # The image's installation, in two steps so that a change of our code keeps the layer of the dependencies:
 #   install.sh dependencies FOLDER   a virtual environment with torch and what pyproject.toml asks for
 #   install.sh package FOLDER        this project, without its dependencies
-# TORCH: requirement of torch. TORCH_INDEX: package index to take it from; empty: the default one. Run it in the folder of
-# pyproject.toml. `tests/deploy/test_image.py` runs the same script in a folder of its own.
+# TORCH: requirement of torch. TORCH_INDEX: package index to take it from; empty: the default one. PYTHON: by which the
+# environment is made. Run it in the folder of pyproject.toml. `tests/deploy/test_image.py` runs the same script in a folder of its own.
 set -eu
 step=$1
 folder=$2
@@ -11,7 +11,7 @@ PIP_DISABLE_PIP_VERSION_CHECK=1
 export PIP_DISABLE_PIP_VERSION_CHECK
 case $step in
 dependencies)
-    python3 -m venv "$folder"
+    "${PYTHON:-python3}" -m venv "$folder"
     "$folder/bin/python" -m pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "${TORCH:-torch}"
     "$folder/bin/python" -c '
 import tomllib

@@ -9,7 +9,9 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,27 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("DECODING_SERVER_TEST_DEPLOY") != "required", reason="make check-deploy"),
     pytest.mark.timeout(1800),
 ]
+
+
+def others_can_use(path):
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in [Path(path).resolve(), *Path(path).resolve().parents])
+
+
+def usable_python():
+    """A Python that can make environments which the image's user can run, and whether there is one."""
+    own = os.path.join(sys.base_prefix, "bin", "python3")
+    for candidate in (own, "/usr/local/bin/python3", "/usr/bin/python3"):
+        works = [candidate, "-c", "import ensurepip"]
+        if (
+            os.path.exists(candidate)
+            and others_can_use(candidate)
+            and not subprocess.run(works, capture_output=True).returncode
+        ):
+            return candidate, True
+    return own, False
+
+
+PYTHON, FOR_OTHERS = usable_python()
 
 
 def image_environment(folder, cache):
@@ -67,7 +90,7 @@ def installed(tmp_path_factory):
         subprocess.run(
             ["deploy/image/install.sh", step, str(folder)],
             cwd=source,
-            env=environment | {"TORCH": torch, "TORCH_INDEX": ""},
+            env=environment | {"TORCH": torch, "TORCH_INDEX": "", "PYTHON": PYTHON},
             check=True,
             timeout=1500,
         )
@@ -91,15 +114,17 @@ def test_it_serves_as_an_ordinary_user_without_capabilities(installed, tmp_path_
     cache = tmp_path_factory.mktemp("cache")
     for folder in (cache, *(parent for parent in cache.parents if parent.name.startswith("pytest-"))):
         folder.chmod(0o755)
-    if os.getuid() == 0:
+    dropped = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+    if FOR_OTHERS:
         os.chown(cache, USER, USER)
+        dropped += [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = image_environment(installed, cache) | {"DECODING_SERVER_PORT": port}
-    environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}  # for the model
-    dropped = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
-    dropped += ["--bounding-set=-all", "--inh-caps=-all"]
+    environment |= {
+        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))
+    }  # for the model
     prefix = dropped if os.getuid() == 0 and shutil.which("setpriv") else []
     log = cache.parent / "image-server.log"
     with log.open("w") as sink:
