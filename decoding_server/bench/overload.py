@@ -42,9 +42,9 @@ DECODINGS: tuple[Any, ...] = (
     {"sampler": {"type": "min_p", "p": 0.1}, "penalty": {"type": "dry"}},
     {"penalty": {"type": "grammar", "language": "python"}},
     {"speculation": {"type": "ngram", "length": 4}},
-    {"search": {"type": "best_of_n", "candidates": 2}},
+    {"search": {"type": "best-of-n", "samples": 2}},
     {"search": {"type": "beam", "width": 2}},
-    {"search": {"type": "majority", "votes": 2}},
+    {"search": {"type": "majority", "samples": 2}},
     {"budget": {"forward_tokens": 40}},
 )
 PROMPTS = ("The river", "In the year 1900", "def add(a, b):", "A good answer is", "The capital of France is")
