@@ -96,7 +96,8 @@ def test_arguments_and_configuration_are_the_servers(render, tmp_path):
     assert (key.name, key.requests_per_minute, key.budget.seconds) == ("team-a", 60, 60)
     first, *flags = container(objects)["args"]
     assert first == "serve"
-    given = dict(flag.removeprefix("--").replace("-", "_").split("=", 1) for flag in flags)
+    pairs = [flag.removeprefix("--").split("=", 1) for flag in flags]
+    given = {name.replace("-", "_"): value for name, value in pairs}
     mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container(objects)["volumeMounts"]}
     assert Path(given["config"]).parent == mounts["config"]
     assert Path(given["api_key_file"]).parent == mounts["keys"]

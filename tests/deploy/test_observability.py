@@ -2,6 +2,7 @@
 there."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,8 @@ def test_the_dashboard_is_whole():
     for panel in PANELS:
         assert panel["datasource"]["uid"] == "${datasource}"
         for target in panel["targets"]:
-            used = {word.split('"')[0] for word in target["expr"].split("$")[1:]}
-            assert {name.strip("{}]) ,") for name in used} <= variables | {"__rate_interval"}, target["expr"]
+            used = set(re.findall(r"\$\{?(\w+)", target["expr"]))
+            assert used <= variables | {"__rate_interval"}, target["expr"]
 
 
 def test_every_alert_has_a_summary_a_severity_and_an_entry_in_the_runbook():
