@@ -169,6 +169,9 @@ class ServerConfig(BaseSettings):
         False, description="end the process with exit code 70 when the engine has died, for whoever starts it again"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe messages shown")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of lines that are not about a request (those are JSON always)"
+    )
     config: str | None = Field(None, description="YAML file with these keys (dashes or underscores)")
 
     @field_validator("kv_cache_memory", "max_body", "response_store_memory", "sandbox_memory", mode="before")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import resource
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import FrameType
 
 import uvicorn
@@ -41,9 +43,27 @@ CLOSE_SECONDS = 5
 """How long connections may take to close after the last answer."""
 
 
-def configure_logging(level: str) -> None:
+class JsonLines(logging.Formatter):
+    """One line of ASCII JSON for each message, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, separators=(",", ":"))
+
+
+def configure_logging(level: str, style: str = "text") -> None:
     """Everything goes to stderr; uvicorn's own lines only from warnings up."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(asctime)s %(message)s")
+    if style == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     for name in ("decoding_server", "models", "strategies"):
         logging.getLogger(name).setLevel(level.upper())
 
@@ -274,7 +294,7 @@ class Serving:
 
 def run(loaded: LoadedConfig, load: Callable[[], Runtime]) -> int:
     """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen."""
-    configure_logging(loaded.config.log_level)
+    configure_logging(loaded.config.log_level, loaded.config.log_format)
     configure_request_log()
     configured_keys(loaded.config)
     raise_file_limit()

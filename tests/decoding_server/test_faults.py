@@ -128,6 +128,21 @@ def test_a_live_engine_is_no_reason_to_exit(start):
     assert process.wait(30) == 0
 
 
+def test_with_json_every_line_of_the_log_is_json(start):
+    """The end of the engine included, with its traceback."""
+    process, url, log = start("log_format=json", "log_level=debug", "sandbox=off")
+    assert ask(url).status_code == 200
+    assert httpx.post(url + "/v1/completions", json={"prompt": "!|"}, timeout=30).status_code == 500
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    messages = [line["message"] for line in lines if "message" in line]
+    assert any(message.startswith("configuration\n") for message in messages)
+    assert "drained" in messages
+    assert [line["status"] for line in lines if "status" in line] == [200, 500]
+    assert all({"time", "level", "logger"} <= set(line) for line in lines if "message" in line)
+
+
 # Clients that don't read.
 
 READER = """
