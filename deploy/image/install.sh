@@ -27,8 +27,6 @@ print("\n".join(project["build-system"]["requires"]))
     ;;
 package)
     "$folder/bin/python" -m pip install --quiet --no-deps --no-build-isolation --no-cache-dir .
-    # The root file system is read-only when it runs.
-    "$folder/bin/python" -m compileall -q "$folder/lib" || true
     ;;
 *)
     echo "unknown step: $step" >&2

@@ -53,8 +53,8 @@ def start(tmp_path):
                 preexec_fn=limit,
             )
         processes.append(process)
-        until(lambda: " ready in " in log.read_text() or process.poll() is not None)
-        return process, re.search(r"listening on (http://\S+)", log.read_text())[1], log
+        until(lambda: "ready in " in log.read_text() or process.poll() is not None)
+        return process, re.search(r"listening on (http://[\w.:]+)", log.read_text())[1], log
 
     yield start_one
     for process in processes:
@@ -129,7 +129,6 @@ def test_a_live_engine_is_no_reason_to_exit(start):
 
 
 def test_with_json_every_line_of_the_log_is_json(start):
-    """The end of the engine included, with its traceback."""
     process, url, log = start("log_format=json", "log_level=debug", "sandbox=off")
     assert ask(url).status_code == 200
     assert httpx.post(url + "/v1/completions", json={"prompt": "!|"}, timeout=30).status_code == 500
