@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test test-clients check bench soak docs clean
+.PHONY: setup serve test test-clients check check-deploy bench soak overload docs clean
 
 setup: $(VENV)/.ready
 
@@ -48,11 +48,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
+# Manifests, rules and dashboards with the tools that read them, the image's steps in a fresh folder, replicas behind a
+# real router. promtool must be there (Debian: in the package prometheus).
+check-deploy: setup
+	$(BIN)/python -m pip install --quiet --editable '.[deploy]'
+	DECODING_SERVER_TEST_DEPLOY=required $(BIN)/python -m pytest $(or $(ARGS),tests/deploy)
+
 bench: setup
 	$(BIN)/python -m decoding_server.bench --output $(or $(OUTPUT),build/bench) --write-docs $(ARGS)
 
 soak: setup
 	$(BIN)/python -m decoding_server.bench.soak --output $(or $(OUTPUT),build/soak) $(ARGS)
+
+overload: setup
+	$(BIN)/python -m decoding_server.bench.overload --output $(or $(OUTPUT),build/overload) $(ARGS)
 
 docs: setup
 	$(BIN)/python -m decoding_server.features --write

@@ -10,9 +10,12 @@ from starlette.exceptions import HTTPException
 
 from decoding_server import __version__
 from decoding_server.api import chat, completions, embeddings, health, metrics, models, responses, strategies, tokens
+from decoding_server.api_keys import KeyRing
 from decoding_server.auth import OPEN_PATHS, ApiKeyGuard
-from decoding_server.config import ServerConfig, api_keys
+from decoding_server.config import ServerConfig
 from decoding_server.errors import answer_exception
+from decoding_server.key_limits import KeyLimits, LimitKeys
+from decoding_server.metrics import KeyMetrics
 from decoding_server.observability import Observability, ObserveRequests
 from decoding_server.protocol.chat import ChatCompletionRequest
 from decoding_server.protocol.completions import CompletionRequest
@@ -59,8 +62,10 @@ def create_app(runtime: Runtime, config: ServerConfig, scorers: Scorers | None =
         app.include_router(metrics.router)
     for error in (DecodingError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer_exception)
-    keys = api_keys(config)
-    if keys:
+    usage = KeyMetrics(app.state.observability.registry, app.state.service.served_names[0])
+    app.state.keys = keys = KeyRing(config, usage.reloaded)
+    if keys.keys:
+        app.add_middleware(LimitKeys, limits=KeyLimits(config.max_num_seqs + config.max_waiting, keys, usage))
         open_paths = OPEN_PATHS | ({"/metrics"} if config.metrics == "open" else set())
         app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_paths)
     app.add_middleware(ObserveRequests, observability=app.state.observability)

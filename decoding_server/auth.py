@@ -1,10 +1,10 @@
 """The API key guard: a middleware over every path, so that no route can be forgotten."""
 
-import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from decoding_server.api_keys import ApiKey, KeyRing
 from decoding_server.errors import unauthorized
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
@@ -12,25 +12,28 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
 
 
 class ApiKeyGuard:
-    """Answers 401 unless the request carries `Authorization: Bearer KEY` with one of the keys."""
+    """Answers 401 unless the request carries `Authorization: Bearer KEY` with one of the keys, which it leaves in
+    `scope["state"]["api_key"]`."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Collection[str] = OPEN_PATHS) -> None:
         self.app = app
         self.open_paths = open_paths
-        self.keys = [key.encode() for key in keys]
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self.open_paths and not self._admits(scope):
-            await unauthorized().response()(scope, receive, send)
-            return
+        if scope["type"] == "http" and scope["path"] not in self.open_paths:
+            key = self._key(scope)
+            if key is None:
+                await unauthorized().response()(scope, receive, send)
+                return
+            scope.setdefault("state", {})["api_key"] = key
         await self.app(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
+    def _key(self, scope: Scope) -> ApiKey | None:
         given = b""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 scheme, _, credential = value.partition(b" ")
                 if scheme.lower() == b"bearer":
                     given = credential.strip()
-        # All keys are compared, each in constant time, so that timing tells nothing about any of them.
-        return any([hmac.compare_digest(given, key) for key in self.keys])  # noqa: C419
+        return self.keys.find(given)

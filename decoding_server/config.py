@@ -44,7 +44,11 @@ class ServerConfig(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 picks a free one")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="key that requests must carry; repeatable")
-    api_key_file: str | None = Field(None, description="file with one key a line, besides those of --api-key")
+    api_key_file: str | None = Field(
+        None,
+        description="file with one key a line, or YAML with names and limits, besides those of --api-key; read again "
+        "when it changes",
+    )
     cors_origin: Annotated[list[str], NoDecode] = Field(
         [], description="origin whose pages browsers let call the server, or *; repeatable; absent: none"
     )
@@ -161,7 +165,13 @@ class ServerConfig(BaseSettings):
     shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
         30.0, description="seconds that running requests may take to finish after SIGTERM"
     )
+    exit_when_dead: bool = Field(
+        False, description="end the process with exit code 70 when the engine has died, for whoever starts it again"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe messages shown")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of lines that are not about a request (those are JSON always)"
+    )
     config: str | None = Field(None, description="YAML file with these keys (dashes or underscores)")
 
     @field_validator("kv_cache_memory", "max_body", "response_store_memory", "sandbox_memory", mode="before")
@@ -235,22 +245,6 @@ class LoadedConfig:
                 shown = re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", shown)
             lines.append(f"{key}: {'-' if shown in (None, '') else shown} ({self.origins.get(key, 'default')})")
         return lines
-
-
-def api_keys(config: ServerConfig) -> list[str]:
-    """All keys that requests may carry. Raises ConfigError for a key file that can't be read or holds no key."""
-    keys = [key.get_secret_value() for key in config.api_key]
-    if config.api_key_file is not None:
-        try:
-            lines = Path(config.api_key_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--api-key-file {config.api_key_file}: {error}") from error
-        found = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
-        if not found:
-            # An empty file must not mean a server that is open to all.
-            raise ConfigError(f"--api-key-file {config.api_key_file}: it holds no key")
-        keys += found
-    return keys
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> LoadedConfig:

@@ -43,6 +43,16 @@ class BodyTooLarge(DecodingError):
     """The body has more bytes than the server reads."""
 
 
+class KeyLimited(DecodingError):
+    """The API key may use no more for now; `retry_after` is in seconds. quota: it is the daily one, so that a client
+    should not just wait."""
+
+    def __init__(self, message: str, retry_after: float, *, quota: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.quota = quota
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One error as the client sees it."""
@@ -77,6 +87,12 @@ def failure_of(error: BaseException) -> Failure:
         case QueueFull():
             retry = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
             return Failure(429, str(error), "rate_limit_error", None, "queue_full", retry)
+        case KeyLimited():
+            headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+            if not error.quota:
+                return Failure(429, str(error), "rate_limit_error", None, "rate_limit_exceeded", headers)
+            headers["x-should-retry"] = "false"
+            return Failure(429, str(error), "insufficient_quota", None, "insufficient_quota", headers)
         case ProgramsUnavailable():
             # Trying again does not help: it is the machine, or how the server was started.
             message = f"This server can't run programs: {error}"

@@ -253,6 +253,36 @@ class StrategyMetrics:
             self.phases[phase.name].observe(phase.seconds)
 
 
+class KeyMetrics:
+    """What API keys use, by the names that the key file gives them; keys without one share a label."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+        self.model_name = model_name
+        labels = ("model_name", "key")
+        self.requests = Counter(
+            PREFIX + "key_requests",
+            "Requests of a key that were let in, or refused by its limits.",
+            (*labels, "outcome"),
+            registry=registry,
+        )
+        self.forward_tokens = Counter(
+            PREFIX + "key_forward_tokens", "Tokens computed for a key's requests.", labels, registry=registry
+        )
+        self.reloads = Counter(
+            PREFIX + "api_key_reloads", "Readings of a changed key file.", ("model_name", "outcome"), registry=registry
+        )
+        for outcome in ("done", "failed"):
+            self.reloads.labels(model_name, outcome)
+
+    def of(self, key: str) -> tuple[Counter, Counter, Counter]:
+        """A key's requests let in, those refused, and its tokens."""
+        requests = [self.requests.labels(self.model_name, key, outcome) for outcome in ("admitted", "refused")]
+        return requests[0], requests[1], self.forward_tokens.labels(self.model_name, key)
+
+    def reloaded(self, well: bool) -> None:
+        self.reloads.labels(self.model_name, "done" if well else "failed").inc()
+
+
 def exposition(registry: CollectorRegistry, accept: str, names: Sequence[str] = ()) -> tuple[bytes, str]:
     """The metrics as text, and its content type: OpenMetrics for a client that accepts it, else Prometheus' format.
 

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from decoding_server.key_limits import KeyPass
 from decoding_server.metrics import OTHER, ProgramMetrics, RequestMetrics, RuntimeCollector, exposition
 from decoding_server.request_log import RequestLog
 from decoding_server.request_record import STATUS_CLIENT_GONE, Outcome, Phase, RequestMeter, RequestRecord
@@ -97,11 +98,12 @@ class Observability:
 class RequestObserver:
     """The events of one request, in the order of the methods. It ends once: the first end counts."""
 
-    __slots__ = ("_last", "_owner", "_series", "_unfinished", "record")
+    __slots__ = ("_last", "_owner", "_series", "_unfinished", "leave", "record")
 
     def __init__(self, owner: Observability, record: RequestRecord) -> None:
         self._owner = owner
         self.record = record
+        self.leave: KeyPass | None = None  # the API key's leave to run, where keys are set
         self._series = owner.metrics.of(OTHER)
         self._last: list[float] = []  # by choice, when its newest token came; 0.0 before the first
         self._unfinished = 0

@@ -55,7 +55,7 @@ def line(record: RequestRecord, *, log_prompts: bool = False) -> str:
         "spent": None if meter is None else asdict(meter.spend),
         "seconds": {name: round(value, 6) for name, value in seconds.items() if value is not None},
     }
-    entry |= _given({"error": record.error, "trace_id": record.trace_id})
+    entry |= _given({"key": record.key, "error": record.error, "trace_id": record.trace_id})
     clean = _clean(entry)
     if log_prompts:
         clean["prompts"] = list(record.prompts)

@@ -54,6 +54,7 @@ class Phase:
 class RequestRecord:
     """One request. `model` and `strategy` are names the server knows; both are empty if it failed before they were.
 
+    key: the name of the API key, where it has one.
     status: of the reply, or what it would have been had it not begun when the request failed; 499: the client went.
     finish_reasons: by choice, None for one that has not ended. phases: those that the strategy reported, kept for
     traces only; phase_seconds: their sums by name. prompts and answers: kept only where the log shall have them.
@@ -65,6 +66,7 @@ class RequestRecord:
     started_ns: int = field(default_factory=time.time_ns)
     trace_context: Mapping[str, str] = field(default_factory=dict)
     trace_id: str | None = None
+    key: str | None = None
 
     model: str = ""
     strategy: str = ""

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import resource
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from decoding_server.api_keys import configured_keys
 from decoding_server.app import create_app
-from decoding_server.config import ConfigError, LoadedConfig, api_keys
+from decoding_server.config import ConfigError, LoadedConfig
 from decoding_server.gate import Gate
 from decoding_server.request_log import configure_request_log
 from decoding_server.service import sampling_origin
@@ -28,13 +33,37 @@ logger = logging.getLogger("decoding_server")
 
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than the 60 s after which load balancers drop theirs."""
+UNREAD_SECONDS = 120
+"""How long a client may leave what was sent to it unread."""
+MOST_FILES = 65536
+DEAD_SECONDS = 1.0
+"""How often the engine's state is looked at, with --exit-when-dead."""
+EXIT_DEAD = 70
 CLOSE_SECONDS = 5
 """How long connections may take to close after the last answer."""
 
 
-def configure_logging(level: str) -> None:
+class JsonLines(logging.Formatter):
+    """One line of ASCII JSON for each message, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, separators=(",", ":"))
+
+
+def configure_logging(level: str, style: str = "text") -> None:
     """Everything goes to stderr; uvicorn's own lines only from warnings up."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(asctime)s %(message)s")
+    if style == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     for name in ("decoding_server", "models", "strategies"):
         logging.getLogger(name).setLevel(level.upper())
 
@@ -50,6 +79,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}: {error.strerror}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        give_up_on_the_lost(listener)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
@@ -57,6 +87,32 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
     listener.setblocking(False)
     return listener
+
+
+def give_up_on_the_lost(listener: socket.socket) -> None:
+    """Connections inherit it: the kernel cuts those whose client takes no data for `UNREAD_SECONDS` (a process that is
+    stopped, or reads no more), or doesn't answer at all although nothing is under way (a machine that is gone). The
+    request then ends like that of any client that leaves, instead of holding memory and a drain for ever."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_USER_TIMEOUT", UNREAD_SECONDS * 1000),
+        ("TCP_KEEPIDLE", 60),
+        ("TCP_KEEPINTVL", 15),
+        ("TCP_KEEPCNT", 4),
+    ):
+        option = getattr(socket, name, None)  # as far as the system has it
+        if option is not None:
+            with contextlib.suppress(OSError):
+                listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def raise_file_limit() -> None:
+    """Every connection is a file; systems start processes with a low limit that they may raise themselves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Server(uvicorn.Server):
@@ -84,6 +140,7 @@ class Serving:
         self.exit_code = 0
         self.loop = asyncio.get_running_loop()
         self.stop_task: asyncio.Task[None] | None = None
+        self.watching: list[asyncio.Task[None]] = []
         self.signals = 0
         self.server = Server(
             uvicorn.Config(
@@ -108,9 +165,10 @@ class Serving:
         try:
             await self.server.serve(sockets=[self.listener])
         finally:
-            loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await loading
+            tasks = [loading, *self.watching]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self.runtime is not None:
                 self.runtime.close()
             if self.app is not None:
@@ -160,6 +218,7 @@ class Serving:
         self.app = app
         app.state.service.sandbox.start()
         self.gate.open(app)
+        self._watch(app)
         info = self.runtime.info
         logger.info("value functions for searches: %s", ", ".join(scorers))
         defaults = app.state.service.sampling_defaults
@@ -174,6 +233,24 @@ class Serving:
             info.max_model_len,
             ", ".join(app.state.service.served_names),
         )
+
+    def _watch(self, app: FastAPI) -> None:
+        """What goes on beside the requests: looking for changed keys, and for the engine's end."""
+        if self.config.api_key_file is not None:
+            self.watching.append(self.loop.create_task(app.state.keys.watch()))
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
+                self.loop.add_signal_handler(signal.SIGHUP, app.state.keys.reload)
+        if self.config.exit_when_dead:
+            self.watching.append(self.loop.create_task(self._exit_when_dead()))
+
+    async def _exit_when_dead(self) -> None:
+        assert self.runtime is not None
+        while (status := self.runtime.status()).state != "dead" or self.stop_task is not None:
+            await asyncio.sleep(DEAD_SECONDS)
+        logger.critical("the engine is dead (%s): the process ends", status.detail)
+        # Running requests have been failed; a moment, so that their clients hear of it.
+        await self.gate.drain(CLOSE_SECONDS)
+        self._stop(EXIT_DEAD)
 
     def _stop(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -217,9 +294,10 @@ class Serving:
 
 def run(loaded: LoadedConfig, load: Callable[[], Runtime]) -> int:
     """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen."""
-    configure_logging(loaded.config.log_level)
+    configure_logging(loaded.config.log_level, loaded.config.log_format)
     configure_request_log()
-    api_keys(loaded.config)
+    configured_keys(loaded.config)
+    raise_file_limit()
     listener = listen(loaded.config.host, loaded.config.port)
     logger.info("configuration\n  %s", "\n  ".join(loaded.lines()))
 

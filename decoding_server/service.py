@@ -125,7 +125,7 @@ class Service:
         parsed: str | None = None,
     ) -> RunningRequest:
         """Queues `choices` (default: n) of every prompt, prompt by prompt. Raises InvalidRequest, QueueFull,
-        RuntimeUnavailable.
+        KeyLimited, RuntimeUnavailable.
 
         Choice i of any prompt draws the noise of branch (i,), so a prompt's text doesn't depend on its batch.
         parsed: the field, if any, for whose sake the whole answer is parsed afterwards (tools).
@@ -148,7 +148,10 @@ class Service:
                 self.scorers,
             )
         seed = self.seeds.next() if request.seed is None else request.seed & UINT64
-        meter = Meter(budget_of(request))
+        budget, leave = budget_of(request), observer.leave
+        if leave is not None:
+            budget = leave.key.capped(budget)
+        meter = Meter(budget)
         generations = [
             Generation(
                 prompt=prompt.tokens,
@@ -164,6 +167,7 @@ class Service:
                 skip_special_tokens=request.skip_special_tokens is not False,
                 visible_special_tokens=visible_special_tokens,
                 speculation=speculation_of(request),
+                tenant="" if leave is None else leave.key.tenant,
                 meter=meter,
             )
             for prompt in prompts
@@ -172,6 +176,8 @@ class Service:
         wire_names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
         searches: list[SearchRun] = []
         streams: Sequence[GenerationStream]
+        if leave is not None:
+            leave.queue(len(generations))
         try:
             if search is None:
                 streams = self.runtime.submit(generations)

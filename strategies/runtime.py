@@ -70,7 +70,8 @@ class Generation:
     with prompts of an equal salt. skip_special_tokens: whether special tokens have no text in the answer, but for
     visible_special_tokens. pooling: the mean or the last of the prompt's hidden states is wanted (after the final
     norm); mean computes them all, no cache. speculation: how draft tokens are proposed and verified, None for one token
-    at a time; either way the output has the same distribution.
+    at a time; either way the output has the same distribution. tenant: whose it is; sequences of equal priority are
+    admitted so that tenants have equally many running.
     """
 
     prompt: Sequence[int]
@@ -89,6 +90,7 @@ class Generation:
     pooling: Pooling | None = None
     speculation: "Speculation | None" = None
     answer: Sequence[int] = ()
+    tenant: str = ""
 
     @property
     def tokens(self) -> list[int]:

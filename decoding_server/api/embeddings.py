@@ -77,8 +77,9 @@ async def _prompts(service: Service, wanted: EmbeddingRequest) -> list[Prompt]:
 def submit(
     service: Service, wanted: EmbeddingRequest, model: str, prompts: list[Prompt], observer: RequestObserver
 ) -> RunningRequest:
-    """Queues one sequence per prompt, which generates nothing. Raises QueueFull, RuntimeUnavailable."""
-    meter = Meter()
+    """Queues one sequence per prompt, which generates nothing. Raises QueueFull, KeyLimited, RuntimeUnavailable."""
+    leave = observer.leave
+    meter = Meter()  # without a budget: half a vector is none
     generations = [
         Generation(
             prompt=prompt.tokens,
@@ -86,10 +87,13 @@ def submit(
             pooling=wanted.pooling or DEFAULT_POOLING,
             priority=wanted.priority or 0,
             cache_salt=wanted.cache_salt or "",
+            tenant="" if leave is None else leave.key.tenant,
             meter=meter,
         )
         for prompt in prompts
     ]
+    if leave is not None:
+        leave.queue(len(generations))
     streams = service.runtime.submit(generations)
     observer.described(model, STANDARD, max_tokens=0)
     observer.submitted(meter, sum(len(p.tokens) for p in prompts), len(streams), [p.text for p in prompts])

@@ -9,11 +9,11 @@ from starlette.exceptions import HTTPException
 
 from decoding_server.config import ENV_PREFIX, ServerConfig
 from decoding_server.cross_origin import cross_origin_refused
-from decoding_server.errors import BodyTooLarge, Failure, InvalidField, failure_of, unauthorized
+from decoding_server.errors import BodyTooLarge, Failure, InvalidField, KeyLimited, failure_of, unauthorized
 from decoding_server.features.comparison import markdown_table
 from decoding_server.features.routes import routes
-from decoding_server.metrics import STANDARD, ProgramMetrics, RequestMetrics, RuntimeCollector
-from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED
+from decoding_server.metrics import STANDARD, KeyMetrics, ProgramMetrics, RequestMetrics, RuntimeCollector
+from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW
 from strategies import registry
 from strategies.errors import (
     ContextLengthExceeded,
@@ -90,8 +90,11 @@ def errors() -> str:
         failure_of(ModelNotFound("the model is not served here")),
         failure_of(HTTPException(404)),
         failure_of(HTTPException(405)),
+        TOO_SLOW,
         failure_of(BodyTooLarge("the body is larger than max_body")),
         failure_of(QueueFull("the queue is full", 1.0)),
+        failure_of(KeyLimited("the API key's limit of requests, tokens or share of the queue is reached", 1.0)),
+        failure_of(KeyLimited("the API key's tokens of a day are used up", 1.0, quota=True)),
         HEAD_TOO_LARGE,
         failure_of(RequestFailed("a fault in this request alone, such as logits that are not numbers")),
         Failure(500, "a fault of the server", "server_error", None, "internal_error", {"x-should-retry": "false"}),
@@ -113,6 +116,7 @@ def metrics() -> str:
     series.failures(400)  # a series with labels of its own shows on first use
     series.accepted_at(0)
     ProgramMetrics(registry_, "")
+    KeyMetrics(registry_, "").of("")
     rows = []
     for family in registry_.collect():
         suffix = "_total" if family.type == "counter" else ""

@@ -7,10 +7,11 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from decoding_server.wire.patience import Patience
 from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED, MAX_HEAD_BYTES, refuse
 
 
-class PlainProtocol(H11Protocol):
+class PlainProtocol(Patience, H11Protocol):
     """Replaces uvicorn's plain-text 400."""
 
     def __init__(self, config: Config, *args: Any, **options: Any) -> None:

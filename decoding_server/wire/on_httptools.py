@@ -7,6 +7,7 @@ ignore that, but httptools would hand what follows the head, which is the body, 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from decoding_server.wire.patience import Patience
 from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED, MAX_HEAD_BYTES, refuse
 
 OFFER = frozenset({b"upgrade", b"http2-settings"})
@@ -17,7 +18,7 @@ class HeadTooLarge(Exception):
     """A request's head is past the limit. The parser wraps it where it is raised in one of its callbacks."""
 
 
-class HttptoolsProtocol(HttpToolsProtocol):
+class HttptoolsProtocol(Patience, HttpToolsProtocol):
     """Replaces uvicorn's plain-text 400, limits the head of a request, and parses one again that offers an upgrade."""
 
     in_head = False
@@ -33,6 +34,7 @@ class HttptoolsProtocol(HttpToolsProtocol):
                 self._count(len(data))
         except (httptools.HttpParserError, HeadTooLarge):
             self.send_400_response("")
+        self.heard()
 
     def _parse(self, data: memoryview) -> None:
         while True:

@@ -18,7 +18,8 @@ HEAD_TOO_LARGE = Failure(
     None,
     "headers_too_large",
 )
-PHRASES = {400: "Bad Request", 431: "Request Header Fields Too Large"}
+TOO_SLOW = Failure(408, "The request did not arrive in time.", "invalid_request_error", None, "request_timeout")
+PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class Cycle(Protocol):

@@ -245,6 +245,10 @@ class TorchRuntime:
             if started is not None and time.monotonic() - started > self._step_timeout:
                 self._die(f"a step has been running for more than {self._step_timeout:g} s")
                 return
+            if not self._thread.is_alive() and not self._closing.is_set():
+                # What ends a thread without an Exception: SystemExit, raised into it from outside, or by a plug-in.
+                self._die("its thread has ended")
+                return
 
     def _die(self, reason: str) -> None:
         """Marks the runtime dead and fails everything that still waits for an answer."""

@@ -1,10 +1,10 @@
 """Decides what each engine step computes: admission, chunked prefill, decoding, KV pressure.
 
-Smaller priorities first, then whoever's request has the fewest sequences running (so that a search with many branches
-holds nobody up), then first come, first served. Every decoding sequence gets its one token, prefill chunks share the
-rest of the step's token budget. When slots run out the prefix cache is evicted first, then the youngest
-sequence is preempted: its slots are given up and it is recomputed later, with the same output, since its tokens and
-its noise stay the same.
+Smaller priorities first, then the tenant with the fewest sequences running, then whoever's request has the fewest (so
+that a search with many branches holds nobody up), then first come, first served. Every decoding sequence gets its one
+token, prefill chunks share the rest of the step's token budget. When slots run out the prefix cache is evicted first,
+then the youngest sequence is preempted: its slots are given up and it is recomputed later, with the same output, since
+its tokens and its noise stay the same.
 """
 
 import itertools
@@ -193,8 +193,9 @@ class Scheduler:
         """Moves waiting sequences to running while there is room; none is overtaken because it needs more slots."""
         held: list[Sequence] = []
         shares = Counter(id(s.meter) for s in self.running)
+        tenants = Counter(s.generation.tenant for s in self.running)
         while self.waiting and len(self.running) < self._max_num_seqs:
-            sequence = self._next(shares)
+            sequence = self._next(tenants, shares)
             self.waiting.remove(sequence)
             reusable = 0 if sequence.computes_whole_prompt or not self._use_cache else sequence.length - 1
             node, slots = self.cache.match(sequence.tokens[:reusable], sequence.generation.cache_salt)
@@ -223,13 +224,14 @@ class Scheduler:
             sequence.charged = max(sequence.charged, len(slots))
             self.running.append(sequence)
             shares[id(sequence.meter)] += 1
+            tenants[sequence.generation.tenant] += 1
         self.waiting.extendleft(reversed(held))
 
-    def _next(self, shares: Mapping[int, int]) -> Sequence:
-        """Whose turn it is among those that wait. shares: running sequences by meter."""
+    def _next(self, tenants: Mapping[str, int], shares: Mapping[int, int]) -> Sequence:
+        """Whose turn it is among those that wait. tenants, shares: running sequences by tenant and by meter."""
         first = self.waiting[0].generation.priority  # the queue is sorted by it
         candidates = itertools.takewhile(lambda s: s.generation.priority == first, self.waiting)
-        return min(candidates, key=lambda s: shares.get(id(s.meter), 0))
+        return min(candidates, key=lambda s: (tenants.get(s.generation.tenant, 0), shares.get(id(s.meter), 0)))
 
     def _better_shared_later(self, sequence: Sequence, reusable: int, cached: int) -> bool:
         """Whether a sequence that is prefilling now will soon offer a much longer prefix than the cache does."""

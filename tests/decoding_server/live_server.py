@@ -39,12 +39,17 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    flags: dict[str, Any], http: type[asyncio.Protocol] | None = None, **runtime_options: int
+    flags: dict[str, Any],
+    http: type[asyncio.Protocol] | None = None,
+    listener: socket.socket | None = None,
+    **runtime_options: int,
 ) -> Iterator[LiveServer]:
-    """http: the protocol, instead of the one that the server would choose."""
+    """http: the protocol, instead of the one that the server would choose. listener: a socket that listens."""
     config = load_config(flags, {}).config
-    runtime = make_runtime(**{"max_waiting": config.max_waiting, **runtime_options})
-    listener = socket.create_server(("127.0.0.1", 0))
+    runtime = make_runtime(
+        **{"max_waiting": config.max_waiting, "max_num_seqs": config.max_num_seqs, **runtime_options}
+    )
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(runtime, config),

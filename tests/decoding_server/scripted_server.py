@@ -2,8 +2,8 @@
 
 The script is what stands before the first `|` of a completion's prompt, or the last user message of a chat. The model
 answers with the script's own bytes, one token each, then ends. A first character changes that: `?` draws letters at
-random for ever, `~` writes `z` for ever and slowly, `!` makes logits that are not numbers. A prompt without `|` is
-followed by random letters.
+random for ever, `~` writes `z` for ever and slowly, `!` makes logits that are not numbers, `#` ends the engine thread.
+A prompt without `|` is followed by random letters.
 
 Run as a program, it serves the same model with the flags given (`key=value`) until it gets a signal.
 """
@@ -37,6 +37,8 @@ def distribution(context: Sequence[int]) -> Tensor:
         logits[list(LETTERS)] = 30.0
     elif script[0] == ord("!"):
         logits[:] = float("nan")
+    elif script[0] == ord("#"):
+        raise SystemExit  # no Exception: the thread ends silently, as by a signal
     elif script[0] == ord("~"):
         time.sleep(SLOW_STEP_SECONDS)
         logits[ord("z")] = 30.0

@@ -9,14 +9,19 @@ import httpx
 import pytest
 from scripted_server import make_runtime
 
+from decoding_server.api_keys import configured_keys
 from decoding_server.app import create_app
-from decoding_server.config import ConfigError, api_keys, load_config
+from decoding_server.config import ConfigError, load_config
 from decoding_server.gate import Gate
 
 ROOT = Path(__file__).parents[2]
 OPEN = {"/health", "/ping", "/version"}
 PAGE, OTHER_PAGE = "http://page.example", "http://other.example"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}
+
+
+def api_keys(config):
+    return [key.key.get_secret_value() for key in configured_keys(config)]
 
 
 def bearer(key):

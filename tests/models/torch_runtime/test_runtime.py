@@ -1,6 +1,7 @@
 """The runtime: many streams on an event loop, one engine thread; cancellation, refusals, death."""
 
 import asyncio
+import ctypes
 import random
 import threading
 import time
@@ -415,6 +416,16 @@ async def test_a_step_that_hangs_is_found_by_the_watchdog() -> None:
             hang.set()
         await asyncio.sleep(0.3)
         assert runtime.engine.steps == hung, "the engine went on after it had been declared dead"
+
+
+async def test_a_thread_that_ends_without_an_error_is_found_by_the_watchdog() -> None:
+    """SystemExit ends a thread silently: raised into it from outside here, by a plug-in perhaps elsewhere."""
+    with serving(ENDLESS, step_timeout=1.0, max_model_len=100_000, num_slots=100_000) as runtime:
+        streams = runtime.submit([asking([97 + i], None) for i in range(3)])
+        await asyncio.wait_for(anext(aiter(streams[0])), 5)
+        thread = ctypes.c_ulong(runtime._thread.ident or 0)
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit)) == 1
+        await assert_dead(runtime, streams, "its thread has ended")
 
 
 async def test_steps_shorter_than_the_timeout_do_not_add_up() -> None:

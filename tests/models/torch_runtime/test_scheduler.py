@@ -194,6 +194,31 @@ def test_a_sequence_that_just_fits_the_pool(prefix_cache: bool, chunk: int) -> N
     assert engine.answers([scored], max_steps=50)[0].finish == ("length", None)
 
 
+def test_tenants_take_turns_whatever_they_have_queued() -> None:
+    """Two run at once. a queues twelve, then b and c one each: theirs come next, though a's came first."""
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2)
+    stopping = StopConditions(max_tokens=3)
+    many = [engine.submit(Generation([97 + i], stopping=stopping, tenant="a")) for i in range(12)]
+    few = [engine.submit(Generation([110 + i], stopping=stopping, tenant="bc"[i])) for i in range(2)]
+    order: list[int] = []
+    answers = [*many, *few]
+    while len(order) < len(answers):
+        engine.step()
+        order += [i for i, answer in enumerate(answers) if answer.ended and i not in order]
+        assert engine.engine.steps < 100
+    assert order[:4] == [0, 12, 1, 13]
+    assert order[4:] == list(range(2, 12))
+
+
+def test_priority_goes_before_fairness() -> None:
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2)
+    for tenant, priority in (("b", 1), ("a", 0), ("a", 0)):
+        engine.submit(Generation([97], stopping=StopConditions(max_tokens=2), tenant=tenant, priority=priority))
+    engine.step()
+    assert [sequence.generation.tenant for sequence in engine.scheduler.running] == ["a", "a"]
+    engine.run()
+
+
 def test_a_pool_smaller_than_the_context_is_refused() -> None:
     """A sequence that never fits would preempt itself for ever."""
     with pytest.raises(ValueError, match="39 KV slots"):
