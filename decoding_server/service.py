@@ -164,6 +164,7 @@ class Service:
                 skip_special_tokens=request.skip_special_tokens is not False,
                 visible_special_tokens=visible_special_tokens,
                 speculation=speculation_of(request),
+                traced=request.decoding is not None and request.decoding.trace == "full",
                 meter=meter,
             )
             for prompt in prompts

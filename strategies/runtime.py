@@ -70,7 +70,8 @@ class Generation:
     with prompts of an equal salt. skip_special_tokens: whether special tokens have no text in the answer, but for
     visible_special_tokens. pooling: the mean or the last of the prompt's hidden states is wanted (after the final
     norm); mean computes them all, no cache. speculation: how draft tokens are proposed and verified, None for one token
-    at a time; either way the output has the same distribution.
+    at a time; either way the output has the same distribution. traced: deltas tell of every token's candidates and of
+    every round of speculation.
     """
 
     prompt: Sequence[int]
@@ -89,6 +90,7 @@ class Generation:
     pooling: Pooling | None = None
     speculation: "Speculation | None" = None
     answer: Sequence[int] = ()
+    traced: bool = False
 
     @property
     def tokens(self) -> list[int]:
@@ -120,6 +122,7 @@ class Delta:
     finish_reason: on the last delta. stop_reason: the stop string or stop id that matched (None for end of sequence),
     or "budget:<unit>". stop_token: the last id in `tokens` ended the sequence and has no text.
     embedding: in the first delta only, when pooling was asked for; float32 [hidden_size].
+    trace: records of the step, or of a search, when asked for.
     """
 
     text: str = ""
