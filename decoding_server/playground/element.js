@@ -35,7 +35,8 @@ export function visible(text, most = Infinity) {
 /** A probability or a share, as a reader wants it. */
 export function percent(value) {
   if (value === null || value === undefined) return "–";
-  if (value > 0 && value < 0.0005) return "<0.1 %";
+  if (value === 0) return "0 %";
+  if (value < 0.0005) return "<0.1 %";
   return `${(100 * value).toFixed(value < 0.0995 ? 2 : 1)} %`;
 }
 

@@ -56,7 +56,8 @@ function placeholder(schema) {
 
 function range(schema) {
   const low = schema.minimum ?? schema.exclusiveMinimum;
-  const high = schema.maximum ?? schema.exclusiveMaximum;
+  const most = schema.maximum ?? schema.exclusiveMaximum;
+  const high = most > Number.MAX_SAFE_INTEGER ? undefined : most;
   if (low !== undefined && high !== undefined) return `${low} to ${high}`;
   if (low !== undefined) return `at least ${low}`;
   return high !== undefined ? `at most ${high}` : "";

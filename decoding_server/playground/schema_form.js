@@ -3,7 +3,7 @@
 import { el } from "./element.js";
 import { resolved, SchemaField } from "./schema_field.js";
 
-const STARTS = { epsilon_cutoff: { epsilon: "0.001" }, eta_cutoff: { epsilon: "0.001" } };
+const STARTS = { bregman: { tau: "0.02" }, epsilon_cutoff: { epsilon: "0.001" }, eta_cutoff: { epsilon: "0.001" } };
 const REQUIRED = { p: "0.9", k: "40", n: "1", mass: "0.9", epsilon: "0.001", size: "3", penalty: "1.1" };
 
 /** What a required field begins with, so that a strategy works as soon as it is chosen. */
