@@ -82,6 +82,8 @@ def test_every_strategy_once(page: Visit, server: RuntimeServer) -> None:
     for strategy in known:
         page.page.get_by_role("button", name="New chat").click()
         page.choose(strategy["slot"], strategy["id"])
+        if "entry_point" in strategy["parameters"]["properties"]:
+            page.fill("decoding.search.entry_point", "f")
         page.ask("ok")
         expect(page.page.locator("#send")).to_be_visible()
         told[strategy["id"]] = page.lane().locator(".status").inner_text() or page.lane().locator(".alert").inner_text()
@@ -93,7 +95,8 @@ def test_every_strategy_once(page: Visit, server: RuntimeServer) -> None:
 
 
 def test_a_token_shows_what_was_kept_of_its_distribution(page: Visit) -> None:
-    page.choose("sampler", "top_k")
+    page.choose("sampler", "bregman")
+    page.fill("decoding.sampler.tau", "")
     page.fill("decoding.sampler.k", "3")
     page.fill("max_tokens", "6")
     page.ask("?")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 
 import httpx
 import pytest
@@ -94,3 +95,10 @@ def test_the_page_names_only_its_own_files() -> None:
     assert not re.findall(r"<style|\sstyle=|\son\w+=|https?://|<script(?![^>]*\ssrc=)", page)
     for name in re.findall(r'(?:src|href)="([^"#]+)"', page):
         assert f"/{name}" in PATHS
+
+
+def test_the_pictures_of_the_docs_are_there_and_small() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    named = set(re.findall(r"\]\(playground/([\w-]+\.png)\)", (docs / "playground.md").read_text()))
+    assert named == {path.name for path in (docs / "playground").glob("*.png")}
+    assert max(path.stat().st_size for path in (docs / "playground").glob("*.png")) <= 150 * 1024
