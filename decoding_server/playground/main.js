@@ -31,7 +31,9 @@ class Page {
     this.saved = () => {};
     this.lanes = ["A", "B"].map((name) => new Lane(name, catalogue, hooks));
     this.model = find("model");
-    this.model.append(...models.map((one) => el("option", {}, one.id)));
+    // Names with a preset are left out: a preset is chosen in the settings, and those would win over the name's.
+    const plain = models.filter((one) => !(one.id.includes("@") && one.id.split("@").pop() in catalogue.presets));
+    this.model.append(...plain.map((one) => el("option", {}, one.id)));
     this.compare = find("compare");
     this.traced = find("traced");
     this.input = find("message");

@@ -1,6 +1,6 @@
 // Rounds of speculation: the drafted tree, and which of its nodes the model accepted.
 
-import { arrowKeys, el, oncePerFrame, percent, svg, visible } from "./element.js";
+import { el, oncePerFrame, percent, svg, visible } from "./element.js";
 import { layout } from "./tree_layout.js";
 
 const COLUMN = 104;
@@ -30,7 +30,6 @@ export class RoundView {
       this.said,
     );
     this.redraw = oncePerFrame(() => this.draw());
-    arrowKeys(this.canvas, () => [...this.canvas.querySelectorAll("[data-node]")], () => {});
   }
 
   get current() {
@@ -115,7 +114,7 @@ function box(node, id, { x, y }) {
   const said = id === 0 ? "before the round" : `${kind}, draft ${percent(node.draft)}, model ${percent(node.target)}`;
   return svg(
     "g",
-    { class: `draft ${kind}`, "data-node": id, tabindex: -1, role: "img", "aria-label": `${visible(node.text)}: ${said}` },
+    { class: `draft ${kind}`, role: "img", "aria-label": `${visible(node.text)}: ${said}` },
     svg("title", {}, `${visible(node.text)} — ${said}`),
     svg("rect", { x, y, width: BOX.width, height: BOX.height, rx: 5 }),
     svg("text", { x: x + BOX.width / 2, y: y + 16 }, visible(node.text, 11)),

@@ -94,7 +94,8 @@ export class SchemaField {
     const id = `field-${counter}`;
     this.input = control(schema, this.kind, { id, "data-path": path, "aria-describedby": `${id}-hint`, required });
     this.input.value = start;
-    const about = [schema.description, range(schema)].filter(Boolean).join(" ");
+    const [description, limits] = [schema.description ?? "", range(schema)];
+    const about = description.includes(limits) ? description : `${description} ${limits}`.trim();
     this.hint = el("span", { class: "hint", id: `${id}-hint` }, about);
     this.element = el(
       "div",

@@ -15,7 +15,7 @@ export class TokenView {
       "section",
       { class: "panel", "aria-label": "Tokens", hidden: true },
       el("h3", {}, "Tokens"),
-      el("p", { class: "hint" }, "The darker, the less likely it was. Choose one (arrow keys move)."),
+      el("p", { class: "hint" }, "The stronger its colour, the less likely it was. Choose one (arrow keys move)."),
       this.list,
       this.detail,
     );
@@ -26,18 +26,22 @@ export class TokenView {
   show(run) {
     if (this.run !== run) {
       this.list.replaceChildren();
+      this.detail.replaceChildren();
       this.drawn = 0;
       this.chosen = null;
     }
+    const ended = this.state === "running" && run.state !== "running";
     this.run = run;
+    this.state = run.state;
     this.element.hidden = run.tokens.length === 0;
-    if (this.drawn < run.tokens.length) this.redraw();
+    if (this.drawn < run.tokens.length || ended) this.redraw();
   }
 
   draw() {
     const { tokens } = this.run;
     for (; this.drawn < tokens.length; this.drawn += 1) this.list.append(this.chip(tokens[this.drawn], this.drawn));
-    if (this.chosen === null && tokens.length > 0) this.tell(tokens.length - 1);
+    // Not before the end: a screen reader would be told of every token.
+    if (this.chosen === null && tokens.length > 0 && this.run.state !== "running") this.tell(tokens.length - 1);
   }
 
   chip(token, number) {

@@ -106,6 +106,7 @@ export class TreeView {
         "aria-label": nameOf(node, pruned, answer),
         on: { click: () => this.choose(node.id), focus: () => this.choose(node.id) },
       },
+      svg("circle", { cx: x, cy: y, r: COLUMN / 2, class: "hit" }),
       node.finished ? svg("circle", { cx: x, cy: y, r: radius + 3, class: "ring" }) : null,
       circle,
       pruned ? svg("path", { d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8`, class: "cross" }) : null,
@@ -126,7 +127,7 @@ export class TreeView {
     this.detail.replaceChildren(
       el("p", { class: "strong" }, nameOf(node, node.pruned, this.run.tree.answers.has(node.id))),
       el("pre", { tabindex: 0, role: "region", "aria-label": "Text of the node" }, node.text || "(no text)"),
-      tests.length > 0 ? el("ul", { class: "tests" }, ...tests) : null,
+      ...(tests.length > 0 ? [el("ul", { class: "tests" }, ...tests)] : []),
       el("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, written(value))])),
     );
   }

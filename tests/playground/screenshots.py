@@ -1,4 +1,5 @@
-"""Writes the pictures of docs/playground.md, of the embedded model at work: `make screenshots`."""
+"""Writes the pictures of docs/playground.md: `make screenshots`. They are of the embedded model, but for the penalty's:
+whether a real model loops can't be relied on, so a scripted one does."""
 
 import sys
 from collections.abc import Callable
@@ -9,12 +10,14 @@ sys.path.append(str(Path(__file__).parents[1] / "decoding_server"))
 
 from browser import Visit, chromium
 from embedded import embedded_server
+from runtime_server import serve_runtime
+from scripted_server import make_runtime
 
 FOLDER = Path(__file__).parents[2] / "docs" / "playground"
 LARGEST = 150 * 1024
-WIDE = {"viewport": {"width": 1180, "height": 820}}
+WIDE = {"viewport": {"width": 1100, "height": 720}}
 APPLES = "Tom has 3 apples and buys 4 more. How many apples has he now? Think step by step."
-LOOP = "Repeat this line of Python ten times:\n```python\nprint('hello')\n```"
+LOOP = "items.append(1)\n" * 8
 
 
 def bregman(visit: Visit) -> None:
@@ -30,12 +33,11 @@ def bregman(visit: Visit) -> None:
 def rpg(visit: Visit) -> None:
     visit.choose("penalty", "grammar")
     visit.fill("decoding.penalty.language", "python")
-    visit.fill("decoding.penalty.allowed", "1")
-    visit.fill("temperature", "0")
+    visit.fill("decoding.penalty.tokens", "false")
+    visit.fill("max_tokens", "120")
     visit.ask(LOOP)
     visit.finished()
-    marked = visit.page.locator(".token.penalised")
-    (marked.nth(1) if marked.count() > 1 else visit.page.locator(".token").last).click()
+    visit.page.locator(".token.penalised").last.click()
     show(visit, "Tokens")
 
 
@@ -67,6 +69,9 @@ def compare(visit: Visit) -> None:
     visit.choose("search", "majority", "B")
     visit.page.get_by_role("button", name="Lane A").click()
     visit.choose("speculation", "ngram", "A")
+    for lane in ("B", "A"):
+        visit.page.get_by_role("button", name=f"Lane {lane}").click()
+        visit.fill("max_tokens", "40", lane)
     visit.ask(APPLES)
     visit.finished("A")
     visit.finished("B")
@@ -90,15 +95,17 @@ SCENES: dict[str, tuple[Callable[[Visit], None], dict[str, Any]]] = {
     "rpg": (rpg, WIDE),
     "rsd": (rsd, {**WIDE, "color_scheme": "dark"}),
     "phi": (phi, WIDE),
-    "compare": (compare, {**WIDE, "color_scheme": "dark"}),
+    "compare": (compare, {"viewport": {"width": 980, "height": 640}, "color_scheme": "dark"}),
     "narrow": (narrow, {"viewport": {"width": 360, "height": 740}}),
 }
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    with embedded_server() as server, chromium() as browser:
+    large = []
+    with embedded_server() as model, serve_runtime(make_runtime(max_model_len=2048)) as script, chromium() as browser:
         for name, (scene, context) in SCENES.items():
+            server = script if scene is rpg else model
             visit = Visit(browser, server.url, reduced_motion="reduce", **context).open()
             visit.settings()
             visit.fill("seed", "3")
@@ -110,7 +117,9 @@ def main() -> None:
             visit.close()
             print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
             if path.stat().st_size > LARGEST:
-                raise SystemExit(f"{path.name} is larger than {LARGEST // 1024} KiB")
+                large.append(path.name)
+    if large:
+        raise SystemExit(f"larger than {LARGEST // 1024} KiB: {', '.join(large)}")
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def test_a_finished_search_shows_values_pruning_and_the_answer(page: Visit) -> N
     tree = page.part("Search tree")
     expect(tree.locator(".detail pre")).to_have_text(page.answer())
     expect(tree.locator(".facts")).to_contain_text("value")
+    assert "null" not in tree.inner_text()
     expect(tree).to_contain_text("5 nodes · depth 1 · 5 finished")
 
 
@@ -286,6 +287,7 @@ def test_two_lanes_beside_each_other(page: Visit) -> None:
 
 
 def test_a_preset(page: Visit) -> None:
+    assert page.page.locator("#model option").all_inner_texts() == ["scripted"]
     page.page.locator("#preset-A").select_option("careful")
     expect(page.page.locator("#search-A")).to_be_hidden()
     page.ask("hello")

@@ -96,3 +96,4 @@ def test_scattered_forest(page: Visit) -> None:
     page.finished()
     page.page.locator("[data-node]").nth(1).click()
     expect(page.part("Search tree").locator(".tests li").first).to_contain_text("test 1:")
+    assert "null" not in page.part("Search tree").inner_text()
