@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test test-clients check check-deploy bench soak overload docs clean
+.PHONY: setup serve test test-clients check check-deploy bench soak overload docs screenshots clean
 
 setup: $(VENV)/.ready
 
@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,browser]'
 	touch $@
 
 TORCH ?= torch==2.13.0
@@ -65,6 +65,10 @@ overload: setup
 
 docs: setup
 	$(BIN)/python -m decoding_server.features --write
+
+# Pictures for docs/playground.md; chromium must be there.
+screenshots: setup
+	$(BIN)/python tests/playground/screenshots.py
 
 clean:
 	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,18 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from decoding_server import __version__
-from decoding_server.api import chat, completions, embeddings, health, metrics, models, responses, strategies, tokens
+from decoding_server.api import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    metrics,
+    models,
+    playground,
+    responses,
+    strategies,
+    tokens,
+)
 from decoding_server.api_keys import KeyRing
 from decoding_server.auth import OPEN_PATHS, ApiKeyGuard
 from decoding_server.config import ServerConfig
@@ -60,6 +71,8 @@ def create_app(runtime: Runtime, config: ServerConfig, scorers: Scorers | None =
         app.include_router(family.router)
     if config.metrics != "off":
         app.include_router(metrics.router)
+    if config.playground:
+        app.include_router(playground.router)
     for error in (DecodingError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, answer_exception)
     usage = KeyMetrics(app.state.observability.registry, app.state.service.served_names[0])
@@ -67,6 +80,7 @@ def create_app(runtime: Runtime, config: ServerConfig, scorers: Scorers | None =
     if keys.keys:
         app.add_middleware(LimitKeys, limits=KeyLimits(config.max_num_seqs + config.max_waiting, keys, usage))
         open_paths = OPEN_PATHS | ({"/metrics"} if config.metrics == "open" else set())
+        open_paths |= playground.PATHS if config.playground else set()
         app.add_middleware(ApiKeyGuard, keys=keys, open_paths=open_paths)
     app.add_middleware(ObserveRequests, observability=app.state.observability)
     # The last one added is the outermost: whoever wrote a reply, it gets its headers.

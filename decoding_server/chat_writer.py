@@ -15,6 +15,7 @@ from decoding_server.protocol.chat import (
     ChatDelta,
     ChatLogprobs,
 )
+from decoding_server.protocol.usage import Usage
 from decoding_server.running import Answer, RunningRequest
 from decoding_server.service import Service
 from decoding_server.tools.choice import ToolPlan
@@ -70,7 +71,7 @@ class ChatWriter:
             response["prompt_token_ids"] = self.running.prompts[0].tokens
         if self.warnings:
             response["warnings"] = self.warnings
-        traces = self.running.traces()
+        traces = self.running.traces([answer.trace for answer in answers])
         if traces is not None:
             response["trace"] = traces
         return response
@@ -127,7 +128,7 @@ class ChatWriter:
                     if self.chat.return_token_ids:
                         chunk["prompt_token_ids"] = self.running.prompts[0].tokens
                 if self.chat.include_usage:
-                    chunk["usage"] = self.running.token_counts() if self.chat.continuous_usage else None
+                    chunk["usage"] = self._usage_so_far(told="trace" in chunk)
                 if warnings:
                     chunk["warnings"], warnings = warnings, []
                 yield chunk
@@ -135,6 +136,12 @@ class ChatWriter:
             usage = self._chunk([])
             usage["usage"] = self.running.usage()
             yield usage
+
+    def _usage_so_far(self, *, told: bool) -> Usage | None:
+        """The counts of a chunk, if asked for. told: it has records of a trace, and with them the spend by then."""
+        if not self.chat.continuous_usage:
+            return None
+        return self.running.usage() if told else self.running.token_counts()
 
     def _content(self, index: int, delta: Delta, parser: ToolCallParser | None) -> list[ChatChunkChoice]:
         """The chunks that one step of the engine makes: text, pieces of calls; log-probabilities go with the first."""

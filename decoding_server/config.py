@@ -55,6 +55,7 @@ class ServerConfig(BaseSettings):
     metrics: Literal["open", "guarded", "off"] = Field(
         "guarded", description="GET /metrics: open to all, or only with a key where keys are set, or absent"
     )
+    playground: bool = Field(True, description="the web page at / that shows how answers are decoded")
     log_requests: bool = Field(True, description="one JSON line in the log for every request")
     log_prompts: bool = Field(False, description="prompts and answers in those lines")
     otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector that gets traces, over OTLP/HTTP")

@@ -68,7 +68,7 @@ def resolved_decoding(
 ) -> ResolvedDecoding:
     """Everything that is needed to ask for the same again."""
     sampling, limits = generation.sampling, asdict(generation.meter.budget)
-    return {
+    resolved: ResolvedDecoding = {
         "seed": generation.seed,
         "temperature": sampling.temperature,
         "sampler": [resolved_strategy(one) for one in sampling.transforms if one.slot == "sampler"],
@@ -78,3 +78,6 @@ def resolved_decoding(
         "search": None if search is None else resolved_strategy(search),
         "budget": {unit: limit for unit, limit in limits.items() if limit is not None} or None,
     }
+    if generation.traced:
+        resolved["trace"] = "full"
+    return resolved

@@ -57,6 +57,7 @@ class ResponsesWriter:
         self._parser = None if form is None else form.create_parser(tools.tool_names, parallel=tools.parallel)
         self._finish_reason: FinishReason | None = None
         self._stop_reason: str | int | None = None
+        self._records: list[dict[str, Any]] = []
 
     async def response(self) -> ResponseObject:
         """Reads the answer to its end. Raises what the answer raises."""
@@ -89,6 +90,7 @@ class ResponsesWriter:
             yield delta
 
     def _take(self, delta: Delta) -> list[ResponseEvent]:
+        self._records += delta.trace or ()
         events: list[Event] = [ContentText(delta.text)] if delta.text else []
         if self._parser is not None:
             events = self._parser.push(delta.text)
@@ -113,7 +115,7 @@ class ResponsesWriter:
         finished["output"] = self.output.items
         finished["usage"] = self._usage()
         finished["stop_reason"] = self._stop_reason
-        traces = self.running.traces()
+        traces = self.running.traces([self._records])
         if traces is not None:
             finished["trace"] = traces
         if finished["status"] == "incomplete":

@@ -34,6 +34,7 @@ class Answer:
     finish_reason: FinishReason = "length"
     stop_reason: str | int | None = None
     ends_with_stop_token: bool = False
+    trace: list[dict[str, Any]] = field(default_factory=list)
 
 
 class RunningRequest:
@@ -121,6 +122,7 @@ class RunningRequest:
             texts[choice].append(delta.text)
             answer.tokens += delta.tokens
             answer.logprobs += delta.logprobs or ()
+            answer.trace += delta.trace or ()
             if delta.prompt_logprobs is not None:
                 answer.prompt_logprobs = delta.prompt_logprobs
             if delta.finish_reason is not None:
@@ -144,8 +146,11 @@ class RunningRequest:
         self.completion_tokens = sum(len(answer.tokens) for answer in kept)
         return kept
 
-    def traces(self) -> list[dict[str, Any]] | None:
-        """What the searches, one per prompt, tell of themselves; None if there are none or they were not asked to."""
+    def traces(self, records: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:
+        """What the searches, one per prompt, tell of themselves; without a search, the records of each choice. None if
+        nothing was asked for."""
+        if "trace" in self.decoding:
+            return [{"index": index, "records": one} for index, one in enumerate(records)]
         reports = [report for run in self.searches if (report := run.trace.report()) is not None]
         return reports or None
 

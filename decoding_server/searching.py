@@ -24,6 +24,11 @@ def check_search(
     """Raises InvalidField. choices: answers per prompt; wants_logprobs: log-probabilities of the answer are wanted;
     scores_prompt: those of the prompt; parsed: the field for whose sake the whole answer is parsed."""
     name = search.name
+    if request.decoding is not None and request.decoding.trace == "full":
+        raise InvalidField(
+            f"'decoding.trace' tells of the steps of one sequence; for {name!r} set 'decoding.search.trace'.",
+            "decoding.trace",
+        )
     if choices > request.choices_per_prompt:
         raise InvalidField(f"'best_of' can't be combined with the search {name!r}, which chooses itself.", "best_of")
     if choices > search.most_answers:

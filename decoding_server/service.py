@@ -168,6 +168,7 @@ class Service:
                 visible_special_tokens=visible_special_tokens,
                 speculation=speculation_of(request),
                 tenant="" if leave is None else leave.key.tenant,
+                traced=request.decoding is not None and request.decoding.trace == "full",
                 meter=meter,
             )
             for prompt in prompts

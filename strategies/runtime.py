@@ -71,7 +71,8 @@ class Generation:
     visible_special_tokens. pooling: the mean or the last of the prompt's hidden states is wanted (after the final
     norm); mean computes them all, no cache. speculation: how draft tokens are proposed and verified, None for one token
     at a time; either way the output has the same distribution. tenant: whose it is; sequences of equal priority are
-    admitted so that tenants have equally many running.
+    admitted so that tenants have equally many running. traced: deltas tell of every token's candidates and of every
+    round of speculation.
     """
 
     prompt: Sequence[int]
@@ -91,6 +92,7 @@ class Generation:
     speculation: "Speculation | None" = None
     answer: Sequence[int] = ()
     tenant: str = ""
+    traced: bool = False
 
     @property
     def tokens(self) -> list[int]:
@@ -122,6 +124,7 @@ class Delta:
     finish_reason: on the last delta. stop_reason: the stop string or stop id that matched (None for end of sequence),
     or "budget:<unit>". stop_token: the last id in `tokens` ended the sequence and has no text.
     embedding: in the first delta only, when pooling was asked for; float32 [hidden_size].
+    trace: records of the step, or of a search, when asked for.
     """
 
     text: str = ""

@@ -137,7 +137,7 @@ class CompletionWriter:
         response["decoding"] = self.running.decoding
         if self.warnings:
             response["warnings"] = self.warnings
-        traces = self.running.traces()
+        traces = self.running.traces([answer.trace for answer in answers])
         if traces is not None:
             response["trace"] = traces
         return response
@@ -216,4 +216,5 @@ class CompletionWriter:
 
     def _add_usage(self, chunk: Completion) -> None:
         if self.completion.include_usage:
-            chunk["usage"] = self.running.token_counts() if self.completion.continuous_usage else None
+            so_far = self.running.usage() if "trace" in chunk else self.running.token_counts()
+            chunk["usage"] = so_far if self.completion.continuous_usage else None

@@ -1,7 +1,7 @@
 """The `decoding` object: how an answer is decoded. It is strict: what can't be honoured is refused."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from typing_extensions import TypedDict
@@ -92,7 +92,7 @@ class DecodingOptions(BaseModel):
     sampler, penalty: one transform or a list, each a name or {"type": name, ...parameters}; with a sampler, the model's
     own default top_k, top_p and min_p do not apply. pipeline: transforms that take one another's places in the default
     order. speculation: how draft tokens are proposed and verified, likewise a name or an object. search: how the answer
-    is found among many, likewise. budget: what the request may spend.
+    is found among many, likewise. budget: what the request may spend. trace: how much the reply tells of every step.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -103,6 +103,7 @@ class DecodingOptions(BaseModel):
     speculation: Annotated[Speculation | None, PlainValidator(parse_speculation), WithJsonSchema({})] = None
     search: Annotated[Search | None, PlainValidator(parse_search), WithJsonSchema({})] = None
     budget: BudgetOptions | None = None
+    trace: Literal["none", "full"] | None = None
 
 
 class ResolvedTransform(TypedDict, total=False):
@@ -114,7 +115,8 @@ class ResolvedTransform(TypedDict, total=False):
 class ResolvedDecoding(TypedDict):
     """What a reply says about how it was decoded: everything that is needed to ask for the same again.
 
-    pipeline: names of all stages in the order in which they ran. budget: limits that were set.
+    pipeline: names of all stages in the order in which they ran. budget: limits that were set. trace: only if asked
+    for.
     """
 
     seed: int
@@ -125,6 +127,7 @@ class ResolvedDecoding(TypedDict):
     speculation: ResolvedTransform | None
     search: ResolvedTransform | None
     budget: dict[str, float] | None
+    trace: NotRequired[Literal["full"]]
 
 
 def resolved_strategy(strategy: Transform | Speculation | Search) -> ResolvedTransform:

@@ -17,6 +17,7 @@ from models.torch_runtime.model import ForwardModel
 from models.torch_runtime.scheduler import Scheduler, Work
 from models.torch_runtime.sequence import Sequence as TokenSequence
 from models.torch_runtime.speculation import Round, Speculator, default_first, verdicts, without_nan
+from models.torch_runtime.step_trace import Record, probabilities, round_record, token_record, traced
 from strategies.errors import RequestFailed
 from strategies.randomness import gumbel_argmax
 from strategies.runtime import LogprobsMode, ModelInfo, TokenLogprob
@@ -30,11 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The outcome of one row: the token, whether its distribution was unusable, and log-probabilities if asked for."""
+    """The outcome of one row: the token, whether its distribution was unusable, log-probabilities and trace if asked
+    for."""
 
     token: int
     faulty: bool
     logprob: TokenLogprob | None
+    trace: list[Record] | None = None
 
 
 class Engine:
@@ -169,8 +172,11 @@ class Engine:
             return {}
         logits = self.model.logits(hidden if len(picks) == len(hidden) else hidden[picks])
         scores = self._scores(works, spans, lambda: logits, "raw")
+        telling = traced(works, spans)
+        raw = probabilities(telling, spans, logits)
         targets = target(logits, rows)
         scores |= self._scores(works, spans, lambda: targets.logits, "processed")
+        final = probabilities(telling, spans, targets.logits) if telling else {}
         single = [i for i in spans if i not in rounds]
         outcomes: dict[int, list[Sampled]] = {}
         if rounds:  # reads rows of all tokens; else a row may stay as few as it keeps
@@ -183,7 +189,26 @@ class Engine:
             targets = Target(values[[spans[i].start for i in single]])
         if single:
             outcomes |= self._draw_single(works, single, targets, scores)
+        for i in telling:
+            outcomes[i] = self._told(works[i].sequence, rounds.get(i), outcomes[i], raw[i], final[i])
         return outcomes
+
+    @staticmethod
+    def _told(
+        sequence: TokenSequence, one: Round | None, outcomes: Sequence[Sampled], raw: Tensor, final: Tensor
+    ) -> list[Sampled]:
+        """The outcomes with their records; raw, final: probabilities of the work's rows [N, V]."""
+        nodes = [0] if one is None else [0, *one.path][: len(outcomes)]
+        rows = [sequence.row] if one is None else one.rows
+        told = []
+        for place, (node, outcome) in enumerate(zip(nodes, outcomes, strict=True)):
+            records: list[Record] = []
+            if one is not None and place == 0 and not any(other.faulty for other in outcomes):
+                records.append(round_record(one, final, [other.token for other in outcomes]))
+            if not outcome.faulty:
+                records.append(token_record(rows[node], outcome.token, raw[node], final[node]))
+            told.append(replace(outcome, trace=records))
+        return told
 
     @staticmethod
     def _scores(
@@ -307,7 +332,7 @@ class Engine:
                         sequence.fail(RequestFailed("the model's logits are not finite; nothing can be sampled"))
                         going = False
                     else:
-                        going = sequence.append(outcome.token, outcome.logprob)
+                        going = sequence.append(outcome.token, outcome.logprob, outcome.trace)
                         emitted += 1
                     if not going:
                         break

@@ -1,6 +1,6 @@
 """One sequence on its way through the engine: its tokens, its KV slots, its text, and what it has still to emit."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -159,12 +159,14 @@ class Sequence:
         if position == len(self._prompt_logprobs):
             self._prompt_logprobs.append(entry)
 
-    def append(self, token: int, logprob: TokenLogprob | None) -> bool:
-        """Takes a sampled token, emits what became final, and says whether the sequence goes on."""
+    def append(self, token: int, logprob: TokenLogprob | None, trace: list[dict[str, Any]] | None = None) -> bool:
+        """Takes a sampled token, emits what became final, and says whether the sequence goes on. trace: what is told
+        of the step."""
         self._tokens[self.length] = token
         self.length += 1
         self.row.append(token)
         delta = self._delta(tokens=[token])
+        delta.trace = trace
         answer = self._answer
         delta.text, entries = answer.push(token, logprob)
         if delta.logprobs is not None:

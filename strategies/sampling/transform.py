@@ -8,7 +8,7 @@ group `decoding_server.strategies`.
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -92,6 +92,10 @@ class Transform(BaseModel):
     def wants(self, row: "Row") -> bool:
         """Whether there is anything to do at this step; rows that answer no pay nothing."""
         return True
+
+    def explain(self, row: "Row") -> dict[str, Any] | None:
+        """What a trace says of this stage at the row's next token, as JSON; None where there is nothing to say."""
+        return None
 
     @classmethod
     @abstractmethod

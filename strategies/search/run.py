@@ -120,6 +120,8 @@ class SearchRun:
             except BudgetExhausted:
                 nodes = []
             nodes = nodes or [self.context.fallback()]
+            if self.search.trace == "full":
+                self.trace.facts["answers"] = [node.number for node in nodes[: len(self.streams)]]
             if self.search.trace != "none":
                 self._tell([{"event": "summary", **self.trace.summary(), **self.trace.facts}])
             # n choices were asked for: those beyond the answers found stay empty, as if cut off before the first token.

@@ -64,23 +64,29 @@ class ScatteredForest(CodingSearch):
             await self._grow(work, forest)
         finally:
             for node in forest.nodes:
-                parent = node.parent.number if node.parent is not None and node.parent.number >= 0 else None
-                work.context.note(
-                    work.attempts[node.number].node,
-                    parent_program=parent,
-                    direction=node.direction.text if node.direction else None,
-                    value=round(node.value, 6),
-                    visits=node.visits,
-                )
+                self._note(work, node)
+
+    @staticmethod
+    def _note(work: Workshop, node: ProgramNode) -> None:
+        """Tells the trace of a program's place in the forest, as it is now."""
+        work.context.note(
+            work.attempts[node.number].node,
+            parent_program=node.parent.number if node.parent is not None and node.parent.number >= 0 else None,
+            direction=node.direction.text if node.direction else None,
+            value=round(node.value, 6),
+            visits=node.visits,
+        )
 
     async def _grow(self, work: Workshop, forest: ProgramForest) -> None:
         themes = THEMES[self.themes] if isinstance(self.themes, str) else self.themes
         drafts = await work.first_drafts(self.seeds or split_programs(self.k)[0], themes)
         for first in range(0, len(drafts), self.wave):
             wave = drafts[first : first + self.wave]
-            for attempt in await work.evaluate(wave, [1] * len(wave)):
-                forest.seed(attempt.score, solved=attempt.solved)
+            attempts = await work.evaluate(wave, [1] * len(wave))
+            added = [forest.seed(attempt.score, solved=attempt.solved) for attempt in attempts]
             self._rescore(work, forest)
+            for node in added:
+                self._note(work, node)
             if self.stop != "never" and any(attempt.solved for attempt in work.attempts):
                 work.stop_reason = "solved"
                 return
@@ -98,9 +104,14 @@ class ScatteredForest(CodingSearch):
                 return
             jobs = await self._scatter(work, picked, lessons)
             attempts = await self._carry_out(work, jobs)
-            for job, attempt in zip(jobs, attempts, strict=True):
+            children = [
                 forest.add(job, attempt.score, solved=attempt.solved)
+                for job, attempt in zip(jobs, attempts, strict=True)
+            ]
             self._rescore(work, forest)
+            for job, child in zip(jobs, children, strict=True):
+                for node in (child, *job.path[1:]):
+                    self._note(work, node)
             last = len(work.attempts) == self.k or (self.stop == "eager" and any(one.solved for one in attempts))
             if self.scout and not last:
                 lessons = await self._scout(work, jobs, attempts, lessons)

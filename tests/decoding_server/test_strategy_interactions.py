@@ -113,6 +113,18 @@ def test_seed_n_and_stream(lettered_server, name):
     assert (texts(other) == texts(first)) == (name in DETERMINISTIC)
 
 
+def test_trace(lettered_server, name):
+    """A trace tells of every token and changes none."""
+    asked = body(name, ignore_eos=True, n=2)
+    plain = lettered_server.post(COMPLETIONS, asked).json()
+    asked["decoding"]["trace"] = "full"
+    told = lettered_server.post(COMPLETIONS, asked).json()
+    assert texts(told) == texts(plain)
+    for choice, trace in zip(told["choices"], told["trace"], strict=True):
+        tokens = [record["text"] for record in trace["records"] if record["event"] == "token"]
+        assert "".join(tokens) == choice["text"]
+
+
 def test_greedy(lettered_server, name):
     """At temperature 0 the seed plays no part; speculation changes nothing at all."""
     fields = {"temperature": 0, "ignore_eos": True}

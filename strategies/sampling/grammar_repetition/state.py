@@ -102,6 +102,19 @@ class GrammarRepetitionState:
         """What repeats at the last line end, line level first."""
         return () if self._block is None else self._block.hits
 
+    def latest_copy(self, hit: Hit) -> bytes:
+        """The text of the last copy of what repeats."""
+        block = self._block
+        return b"" if block is None or not hit.starts else block.text(hit.starts[0], self._line_start - self._base)
+
+    def verbatim_repeat(self) -> tuple[int, int, bytes] | None:
+        """(period in tokens, copies, text of one) of the tokens that repeat at the end, or None."""
+        repeat = None if self._tokens is None else self._tokens.hit()
+        if self._tokens is None or repeat is None:
+            return None
+        period, copies = repeat
+        return period, copies, b"".join(map(self._tokenizer.token_bytes, self._tokens.block(period)))
+
     def advance(self, token: int) -> None:
         """Appends one generated token. Special tokens are no text and are passed over."""
         if self._released is not None:

@@ -2,12 +2,13 @@
 LLMs in Code Generation)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
 from strategies.errors import InvalidRequest
+from strategies.sampling.grammar_repetition.explanation import explained
 from strategies.sampling.grammar_repetition.lexemes import lexeme_index
 from strategies.sampling.grammar_repetition.options import GrammarRepetitionOptions
 from strategies.sampling.grammar_repetition.policy import Penalties, adjusted
@@ -65,6 +66,13 @@ class GrammarRepetition(GrammarRepetitionOptions, Transform):
 
     def wants(self, row: "Row") -> bool:
         return cast(RowState, row.states[self.name]).current is not None
+
+    def explain(self, row: "Row") -> dict[str, Any] | None:
+        """The penalised tokens, and what repeats."""
+        state = cast(RowState, row.states[self.name])
+        if state.current is None or row.tokenizer is None:
+            return None
+        return {"stage": self.name, **explained(state.detector, state.current, row.tokenizer)}
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
