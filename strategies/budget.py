@@ -78,6 +78,7 @@ class Meter:
     exhausted: BudgetUnit | None = None
     admitted: float | None = None  # when the engine first scheduled something of the request
     last_pass: int = -1
+    turn: int = 0  # the scheduler's count of admissions when one of the request's sequences was last admitted
 
     @property
     def seconds(self) -> float:

@@ -1,10 +1,10 @@
 """Decides what each engine step computes: admission, chunked prefill, decoding, KV pressure.
 
 Smaller priorities first, then the tenant with the fewest sequences running, then whoever's request has the fewest (so
-that a search with many branches holds nobody up), then first come, first served. Every decoding sequence gets its one
-token, prefill chunks share the rest of the step's token budget. When slots run out the prefix cache is evicted first,
-then the youngest sequence is preempted: its slots are given up and it is recomputed later, with the same output, since
-its tokens and its noise stay the same.
+that a search with many branches holds nobody up), then first come, first served; but a request that is under way is
+overtaken by few new ones, see `_rank`. Every decoding sequence gets its one token, prefill chunks share the rest of the
+step's token budget. When slots run out the prefix cache is evicted first, then the youngest sequence is preempted: its
+slots are given up and it is recomputed later, with the same output, since its tokens and its noise stay the same.
 """
 
 import itertools
@@ -23,6 +23,9 @@ from strategies.runtime import ModelInfo
 
 SHARE_AT_LEAST = 16
 """A waiting sequence is held back while a running one prefills at least this many tokens that it could then reuse."""
+OVERTAKEN = 2
+"""New requests that may be admitted before the next branch of a request under way, for each branch that it has running:
+without that, its branches would wait for as long as new requests keep coming."""
 EVICTION_BATCH = 256
 """Slots evicted at a time at least, so that the walk over the cache's leaves is not paid at every step."""
 DRAFT_STEPS = 4
@@ -84,6 +87,7 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._use_cache = prefix_cache
         self._step = 0
+        self._admissions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence: behind those of its priority, before those of larger ones."""
@@ -223,6 +227,8 @@ class Scheduler:
             sequence.meter.spend.cached_tokens += max(0, len(slots) - sequence.charged)
             sequence.charged = max(sequence.charged, len(slots))
             self.running.append(sequence)
+            self._admissions += 1
+            sequence.meter.turn = self._admissions
             shares[id(sequence.meter)] += 1
             tenants[sequence.generation.tenant] += 1
         self.waiting.extendleft(reversed(held))
@@ -231,7 +237,18 @@ class Scheduler:
         """Whose turn it is among those that wait. tenants, shares: running sequences by tenant and by meter."""
         first = self.waiting[0].generation.priority  # the queue is sorted by it
         candidates = itertools.takewhile(lambda s: s.generation.priority == first, self.waiting)
-        return min(candidates, key=lambda s: (tenants.get(s.generation.tenant, 0), shares.get(id(s.meter), 0)))
+        return min(
+            candidates, key=lambda s: (tenants.get(s.generation.tenant, 0), self._rank(s, shares.get(id(s.meter), 0)))
+        )
+
+    def _rank(self, sequence: Sequence, running: int) -> int:
+        """0: its request is under way and has nothing running, so that a search which goes step by step does not queue
+        anew for each, or it has been overtaken enough; then by what its request has running, new ones first."""
+        meter = sequence.meter
+        under_way = meter.admitted is not None
+        if under_way and (not running or self._admissions - meter.turn >= OVERTAKEN * running):
+            return 0
+        return 1 + running
 
     def _better_shared_later(self, sequence: Sequence, reusable: int, cached: int) -> bool:
         """Whether a sequence that is prefilling now will soon offer a much longer prefix than the cache does."""

@@ -210,6 +210,51 @@ def test_tenants_take_turns_whatever_they_have_queued() -> None:
     assert order[4:] == list(range(2, 12))
 
 
+def test_a_request_under_way_is_overtaken_by_few_however_many_keep_coming() -> None:
+    """Two run at once, and ten new ones wait at any time. A request has one long sequence running and two short ones
+    waiting: these are done long before the long one. What it goes on with later does not queue behind new ones."""
+    engine = SteppedEngine(ENDLESS, max_num_seqs=2)
+    stopping = StopConditions(max_tokens=2)
+    meter = Meter()
+
+    def new() -> None:
+        for _ in range(10 - len(engine.scheduler.waiting)):
+            engine.submit(Generation([110], stopping=stopping))
+
+    lengths = (40, 2, 2)
+    branches = [
+        engine.submit(Generation([97 + i], stopping=StopConditions(max_tokens=length), meter=meter))
+        for i, length in enumerate(lengths)
+    ]
+    order: list[int] = []
+    while len(order) < 3:
+        new()
+        engine.step()
+        order += [i for i, branch in enumerate(branches) if branch.ended and i not in order]
+    assert order == [1, 2, 0]
+    following = engine.submit(Generation([97, 98, 99], stopping=stopping, meter=meter))
+    steps = engine.engine.steps
+    while not following.ended:
+        new()
+        engine.step()
+    assert engine.engine.steps - steps <= 4
+
+
+def test_a_request_of_many_branches_leaves_room_for_new_ones() -> None:
+    """Four run at once. Of 40 branches few are done when ten requests that came after them are."""
+    engine = SteppedEngine(ENDLESS, max_num_seqs=4)
+    stopping = StopConditions(max_tokens=2)
+    meter = Meter()
+    branches = [engine.submit(Generation([97, i], stopping=stopping, meter=meter)) for i in range(40)]
+    engine.step()
+    new = [engine.submit(Generation([98, i], stopping=stopping)) for i in range(10)]
+    while not all(one.ended for one in new):
+        engine.step()
+        assert engine.engine.steps < 100
+    assert sum(branch.ended for branch in branches) <= 16
+    engine.run()
+
+
 def test_priority_goes_before_fairness() -> None:
     engine = SteppedEngine(ENDLESS, max_num_seqs=2)
     for tenant, priority in (("b", 1), ("a", 0), ("a", 0)):
