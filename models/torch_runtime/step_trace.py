@@ -25,8 +25,8 @@ def traced(works: Sequence[Work], spans: Mapping[int, range]) -> list[int]:
 
 
 def probabilities(which: Sequence[int], spans: Mapping[int, range], logits: Tensor) -> dict[int, Tensor]:
-    """float32 [rows of the work, V] for each of the works."""
-    return {i: logits[spans[i].start : spans[i].stop].softmax(-1) for i in which}
+    """float32 [rows of the work, V] for each of the works, on the CPU: they are read number by number."""
+    return {i: logits[spans[i].start : spans[i].stop].softmax(-1).cpu() for i in which}
 
 
 def token_record(row: Row, token: int, raw: Tensor, final: Tensor) -> Record:

@@ -13,7 +13,7 @@ try:
 except ImportError:  # the extra `browser` is not installed
     sync_playwright = None  # type: ignore[assignment]
 
-WAIT_MS = 15_000
+WAIT_MS = 60_000
 """A model on a busy machine is slow; nothing here measures time."""
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb")
 
