@@ -81,6 +81,15 @@ class Transform(BaseModel):
         """Called when a runtime starts: what would keep the first request waiting is built here."""
         return
 
+    def encoded(self) -> str:
+        """The transform as text, for a runtime whose pipeline runs in another process; see `decoded`."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def decoded(cls, text: str, tokenizer: "Tokenizer") -> Self:
+        """The transform that `encoded` wrote."""
+        return cls.model_validate_json(text)
+
     def start(self, row: "Row") -> TransformState | None:
         """State of a new sequence, kept in `row.states[name]`. Raises InvalidRequest for what this model can't do."""
         return None
