@@ -16,7 +16,6 @@ from models.vllm_runtime.sequence import Sequence as TokenSequence
 from models.vllm_runtime.totals import Totals
 from strategies.errors import DecodingError, InvalidRequest, QueueFull, RequestFailed, RuntimeUnavailable
 from strategies.runtime import Delta, Generation, ModelInfo, RuntimeStatus
-from strategies.sampling.contrastive import Contrastive
 from strategies.sampling.row import Row, stages_of
 from strategies.sampling.transform import Transform
 from strategies.text import Tokenizer
@@ -220,11 +219,12 @@ class VllmRuntime:
                 "--runtime torch reads all",
                 "prompt",
             )
-        if any(isinstance(transform, Contrastive) for transform in generation.sampling.transforms):
-            raise InvalidRequest(
-                "this server runs vLLM, which can't compute the candidates of contrastive search; --runtime torch can",
-                "decoding.sampler",
-            )
+        for transform in generation.sampling.transforms:
+            if "vllm" not in transform.runtimes:
+                raise InvalidRequest(
+                    f"this server runs vLLM, which can't run {transform.name}; --runtime torch can",
+                    f"decoding.{transform.slot or 'sampler'}",
+                )
         eos = self._info.eos_token_ids
         if any(type(stage).start is not Transform.start for stage in stages_of(generation, eos)):
             Row(generation, eos, self._tokenizer)  # raises for what a transform can't do; the worker makes its own
