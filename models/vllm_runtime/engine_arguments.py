@@ -35,11 +35,9 @@ FIXED = {
     "return_sampling_mask": "the sampling pipeline is not vLLM's",
     "watermark_config": "the sampling pipeline is not vLLM's",
     "watermark": "the sampling pipeline is not vLLM's",
-    "speculative_config": "vLLM refuses logits processors together with speculation, and the sampling pipeline is one; "
-    "speculation is --runtime torch",
-    "spec_method": "see speculative_config",
-    "spec_model": "see speculative_config",
-    "spec_tokens": "see speculative_config",
+    "spec_method": "use speculative_config",
+    "spec_model": "use speculative_config",
+    "spec_tokens": "use speculative_config",
     "kv_sharing_fast_prefill": "log-probabilities of prompts would be wrong",
 }
 """Arguments that can't be passed, and why."""

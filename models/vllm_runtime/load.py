@@ -32,7 +32,7 @@ WORKER_EXTENSION = "models.vllm_runtime.hidden.HiddenStates"
 class VllmOptions:
     """How to run a model; see `models.torch_runtime.load.EngineOptions` for what both runtimes have.
 
-    engine_arguments: KEY=VALUE for vLLM itself. hidden_states: keep what value heads read.
+    engine_arguments: KEY=VALUE for vLLM itself.
     """
 
     dtype: str = "auto"
@@ -46,7 +46,6 @@ class VllmOptions:
     chat_template: str | None = None
     threads: int | None = None
     engine_arguments: Sequence[str] = ()
-    hidden_states: bool = True
 
 
 def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
@@ -65,12 +64,13 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
     if options.device not in ("auto", device):
         raise ModelLoadError(f"device {options.device} was asked for, but this build of vLLM runs on {device}")
     tokenizer = load_tokenizer(files.folder, chat_template=options.chat_template)
-    arguments = _arguments(files, options, device) | given
+    native = given.get("speculative_config") is not None
+    arguments = _arguments(files, options, device, native=native) | given
     notes, totals, thread = NoteReader(), Totals(), EngineThread()
     os.environ[VARIABLE] = str(notes.path)
     try:
         llm = thread.call(_start(AsyncEngineArgs, arguments, totals))
-        if options.hidden_states:
+        if not native:
             thread.call(llm.collective_rpc("keep_hidden_states"))
     except Exception as error:
         thread.stop()
@@ -95,6 +95,7 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
         block_size=block_size if config.cache_config.enable_prefix_caching else 0,
         max_num_seqs=options.max_num_seqs,
         max_waiting=options.max_waiting,
+        native=native,
     )
 
 
@@ -119,7 +120,7 @@ async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Tota
     from vllm.v1.executor import Executor
 
     config = arguments_type(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
-    if config.use_v2_model_runner:
+    if config.use_v2_model_runner and config.model_config.logits_processors:
         config.model_config.logits_processors = [PROCESSOR_V2]
     return AsyncLLM(
         vllm_config=config,
@@ -131,8 +132,8 @@ async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Tota
     )
 
 
-def _arguments(files: ModelFiles, options: VllmOptions, device: str) -> dict[str, Any]:
-    """vLLM's engine arguments. Its own sampling is neutral: the processor leaves one token."""
+def _arguments(files: ModelFiles, options: VllmOptions, device: str, *, native: bool) -> dict[str, Any]:
+    """vLLM's engine arguments. Its own sampling is neutral: the processor leaves one token; but see `native`."""
     memory = options.kv_cache_memory
     if memory is None and device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         memory = CPU_KV_MEMORY
@@ -152,7 +153,7 @@ def _arguments(files: ModelFiles, options: VllmOptions, device: str) -> dict[str
         "scheduling_policy": "priority",
         "logprobs_mode": "raw_logprobs",
         "max_logprobs": -1,
-        "logits_processors": [PROCESSOR_V1],
+        "logits_processors": None if native else [PROCESSOR_V1],
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
         **{key: value for key, value in chosen.items() if value is not None},

@@ -1,6 +1,7 @@
 """The vLLM runtime: vLLM's AsyncLLM on an event loop and a thread of its own, answering through the callers' loops."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import threading
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from models.request_check import check_generation
 from models.vllm_runtime.account import Account
+from models.vllm_runtime.native import native_parameters
 from models.vllm_runtime.notes import NoteReader
 from models.vllm_runtime.sequence import Sequence as TokenSequence
 from models.vllm_runtime.totals import Totals
@@ -103,8 +105,10 @@ class VllmRuntime:
         block_size: int,
         max_num_seqs: int,
         max_waiting: int,
+        native: bool = False,
     ) -> None:
-        """llm: an AsyncLLM that was made on the thread. block_size: tokens, 0 without a prefix cache."""
+        """llm: an AsyncLLM that was made on the thread. block_size: tokens, 0 without a prefix cache. native: vLLM
+        samples by itself, since it speculates."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -112,7 +116,7 @@ class VllmRuntime:
         self._thread, self._llm, self._info, self._tokenizer = thread, llm, info, tokenizer
         self._notes, self._totals = notes, totals
         self._kv_slots, self._block_size = kv_slots, block_size
-        self._max_num_seqs, self._max_waiting = max_num_seqs, max_waiting
+        self._max_num_seqs, self._max_waiting, self._native = max_num_seqs, max_waiting, native
         self._parameters: Callable[..., Any] = SamplingParams
         self._delta_kind, self._dead_error = RequestOutputKind.DELTA, EngineDeadError
         self._keys = itertools.count(1)
@@ -188,6 +192,7 @@ class VllmRuntime:
         self._thread.call(self._shut_down())
         self._thread.stop()
         self._notes.close()
+        gc.collect()  # vLLM's client has a destructor, which must not run when the interpreter is half gone
 
     def abandon(self, stream: Stream) -> None:
         """Ends the work for a cancelled stream."""
@@ -225,6 +230,8 @@ class VllmRuntime:
                     f"this server runs vLLM, which can't run {transform.name}; --runtime torch can",
                     f"decoding.{transform.slot or 'sampler'}",
                 )
+        if self._native:
+            native_parameters(generation)
         eos = self._info.eos_token_ids
         if any(type(stage).start is not Transform.start for stage in stages_of(generation, eos)):
             Row(generation, eos, self._tokenizer)  # raises for what a transform can't do; the worker makes its own
@@ -239,7 +246,13 @@ class VllmRuntime:
             account = self._accounts.setdefault(id(meter), Account(meter, self._info, self._block_size))
             account.holders += 1
             sequence = TokenSequence(
-                stream.generation, next(self._keys), account, self._notes, self._tokenizer, self._info
+                stream.generation,
+                next(self._keys),
+                account,
+                self._notes,
+                self._tokenizer,
+                self._info,
+                native=self._native,
             )
             stream.task = asyncio.create_task(self._run(stream, sequence))
 
@@ -316,7 +329,7 @@ class VllmRuntime:
     async def _shut_down(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         self._llm.shutdown()
-        self._llm = None  # its destructor must not run when the interpreter is half gone
+        self._llm = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

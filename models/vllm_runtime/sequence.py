@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from models.vllm_runtime.account import Account
+from models.vllm_runtime.native import native_parameters
 from models.vllm_runtime.notes import Kind, NoteReader
 from models.vllm_runtime.wire import encode
 from strategies.answer_text import AnswerText
@@ -27,14 +28,17 @@ class Sequence:
         notes: NoteReader,
         tokenizer: Tokenizer,
         info: ModelInfo,
+        *,
+        native: bool,
     ) -> None:
+        """native: vLLM samples by itself; see `native`."""
         self.generation, self.key, self.account = generation, key, account
         self.tokens = generation.tokens
         self.length = self.num_prompt = len(self.tokens)
         asked = generation.stopping.max_tokens
         limit = info.max_model_len if asked is None else self.num_prompt + asked
         self.max_length = min(info.max_model_len, limit)
-        self._info, self._notes = info, notes
+        self._info, self._notes, self._native = info, notes, native
         self._answer = AnswerText(generation, tokenizer, info.eos_token_ids)
         self._held: tuple[int, int, int] | None = None  # what the account has set aside
         self._started = False
@@ -55,22 +59,22 @@ class Sequence:
         return unit
 
     def parameters(self) -> dict[str, Any]:
-        """Fields of vLLM's SamplingParams. Greedy, since the processor leaves nothing to choose.
+        """Fields of vLLM's SamplingParams. Greedy where the pipeline runs, since it leaves nothing to choose.
 
         Stops that `min_tokens` holds back are left to `take`: whether a token counts as one depends on those before.
         """
         generation = self.generation
         raw = generation.logprobs if generation.logprobs_mode == "raw" else None
-        stops = () if generation.stopping.min_tokens else self._answer.stop_ids
+        stops = () if generation.stopping.min_tokens and not self._native else self._answer.stop_ids
+        drawn = {"temperature": 0.0, "extra_args": encode(generation, self.key)}
         return {
-            "temperature": 0.0,
+            **(native_parameters(generation) if self._native else drawn),
             "max_tokens": self._most_tokens(),
             "ignore_eos": True,
             "stop_token_ids": sorted(stops),
             "detokenize": False,
             "logprobs": raw if self.generates else None,
             "prompt_logprobs": generation.prompt_logprobs,
-            "extra_args": encode(generation, self.key),
             "skip_clone": True,
         }
 

@@ -79,9 +79,10 @@ async def test_the_grammar_penalty(vllm: VllmRuntime, torch_runtime: TorchRuntim
     sampling = SamplingParameters(temperature, (GrammarRepetition(language="python"),))
     generation = asking(vllm, CODE, 40, sampling=sampling, seed=3)
     ours, theirs = await answer(vllm, generation), await answer(torch_runtime, generation)
-    plain = await answer(vllm, asking(vllm, CODE, 40, sampling=SamplingParameters(temperature), seed=3))
     assert ours.tokens == theirs.tokens
-    assert ours.tokens != plain.tokens
+    if not temperature:
+        plain = await answer(vllm, asking(vllm, CODE, 40))
+        assert ours.tokens != plain.tokens
 
 
 async def test_structured_output(vllm: VllmRuntime, torch_runtime: TorchRuntime) -> None:
@@ -96,10 +97,11 @@ async def test_structured_output(vllm: VllmRuntime, torch_runtime: TorchRuntime)
 
 async def test_an_answer_goes_on_where_it_was(vllm: VllmRuntime, torch_runtime: TorchRuntime) -> None:
     """Searches ask for continuations: penalties, noise and grammars take the tokens before for generated ones."""
-    structure = compile_structure(Regex(r"(ab|cd)+e"), vllm.tokenizer)
+    structure = compile_structure(Regex(r"([a-c][0-9]){30}"), vllm.tokenizer)
     for transforms in ((CountPenalty(presence=1.0),), (structure,)):
         sampling = SamplingParameters(1.0, transforms)
         whole = await answer(vllm, asking(vllm, PROMPTS[0], 12, sampling=sampling, seed=9))
+        assert len(whole.tokens) == 12
         begun = asking(vllm, PROMPTS[0], 12 - 5, sampling=sampling, seed=9, answer=whole.tokens[:5])
         assert (await answer(vllm, begun)).tokens == whole.tokens[5:]
         assert (await answer(torch_runtime, begun)).tokens == whole.tokens[5:]
@@ -165,12 +167,12 @@ async def test_the_last_hidden_state(vllm: VllmRuntime, torch_runtime: TorchRunt
         assert np.abs(np.array(one.embedding) - np.array(other.embedding)).max() < 1e-3 * scale
 
 
-DRAWS = 1000
+DRAWS = 600
 
 
 @pytest.mark.parametrize("name", ["plain", "bregman", "grammar", "repetition"])
 async def test_the_distribution(vllm: VllmRuntime, torch_runtime: TorchRuntime, name: str) -> None:
-    """One token with 1000 seeds, by chi-square against the probabilities of the torch runtime. Bins expect at least 10
+    """One token with 600 seeds, by chi-square against the probabilities of the torch runtime. Bins expect at least 10
     draws; a false alarm has a probability below 1e-6."""
     transforms = {**PIPELINES, "grammar": (GrammarRepetition(language="python"),)}[name]
     prompt = CODE if name == "grammar" else PROMPTS[2]

@@ -299,7 +299,7 @@ def test_a_signal_while_loading_leaves_no_process(vllm_is_here: None, tmp_path: 
     ("flags", "code", "words"),
     [
         (("--engine-args", "no_such_thing=1"), 1, "vLLM has no such argument"),
-        (("--engine-args", "speculative_config={}"), 1, "--runtime torch"),
+        (("--engine-args", "logprobs_mode=raw_logits"), 1, "can't be set here"),
         (("--draft-model", "x"), 2, "--draft-model needs --runtime torch"),
         (("--device", "cuda"), 1, "runs on cpu"),
     ],

@@ -34,7 +34,7 @@ def test_what_can_not_be_read(text: str, words: str) -> None:
         ("model", "use MODEL"),
         ("max_model_len", "use --max-model-len"),
         ("logits_processors", "the sampling pipeline"),
-        ("speculative_config", "--runtime torch"),
+        ("spec_method", "use speculative_config"),
         ("no_such_thing", "no such argument"),
         ("_api_process_count", "no such argument"),
     ],
