@@ -13,8 +13,9 @@ from models.gguf.cache import file_hash
 from models.loading import ModelFiles
 from models.model_folder import matmul_parameters, sampling_defaults, weights_hash
 from models.tokenizer import HuggingFaceTokenizer, load_tokenizer
-from models.vllm_runtime import engine_arguments, version
-from models.vllm_runtime.notes import VARIABLE, NoteReader
+from models.vllm_runtime import engine_arguments, orphan, version
+from models.vllm_runtime import notes as notes_module
+from models.vllm_runtime.notes import NoteReader
 from models.vllm_runtime.runtime import EngineThread, VllmRuntime
 from models.vllm_runtime.totals import StatLogger, Totals
 from strategies.errors import ModelLoadError
@@ -67,7 +68,7 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
     native = given.get("speculative_config") is not None
     arguments = _arguments(files, options, device, native=native) | given
     notes, totals, thread = NoteReader(), Totals(), EngineThread()
-    os.environ[VARIABLE] = str(notes.path)
+    os.environ |= {notes_module.VARIABLE: str(notes.path), orphan.VARIABLE: str(os.getpid())}
     try:
         llm = thread.call(_start(AsyncEngineArgs, arguments, totals))
         if not native:
@@ -104,7 +105,7 @@ def _prepare_environment(options: VllmOptions) -> None:
     threads half-way, all cores that we may use, no reports to anyone."""
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     defaults = {
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",

@@ -1,7 +1,7 @@
 """Both runtimes on the embedded model, in float32: what one gives, the other must give.
 
 Without vLLM these tests are skipped, or fail where DECODING_SERVER_TEST_VLLM=required (`make test-vllm`): there a
-missing package must not look like success.
+missing package must not look like success. With the path of an interpreter instead, see `test_vllm_elsewhere`.
 """
 
 import importlib.util
