@@ -85,7 +85,7 @@ def test_engine_arguments_from_each_source(
 
 def test_engine_arguments_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "config.yaml"
-    path.write_text("runtime: vllm\nengine-args:\n  block_size: 16\n  hf_overrides: {rope_theta: 1.0e6}\n")
+    path.write_text("runtime: vllm\nengine-args:\n  block_size: 16\n  hf_overrides: {rope_theta: 1000000.0}\n")
     config = load_config({"config": str(path)}, {}).config
     assert parse(config.engine_args) == {"block_size": 16, "hf_overrides": {"rope_theta": 1e6}}
 
