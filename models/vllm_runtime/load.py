@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 CPU_KV_MEMORY = 1 << 30
 PROCESSOR_V1 = "models.vllm_runtime.processor_v1:PipelineLogitsProcessor"
 PROCESSOR_V2 = "models.vllm_runtime.processor_v2:PipelineLogitsProcessor"
-WORKER_EXTENSION = "models.vllm_runtime.hidden.HiddenStates"
+WORKER_EXTENSION = "models.vllm_runtime.worker.WorkerExtension"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,16 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
     native = given.get("speculative_config") is not None
     arguments = _arguments(files, options, device, native=native) | given
     notes, totals, thread = NoteReader(), Totals(), EngineThread()
+    llm: Any = None
     os.environ |= {notes_module.VARIABLE: str(notes.path), orphan.VARIABLE: str(os.getpid())}
     try:
         llm = thread.call(_start(AsyncEngineArgs, arguments, totals))
+        thread.call(llm.collective_rpc("end_with_the_server"))
         if not native:
             thread.call(llm.collective_rpc("keep_hidden_states"))
     except Exception as error:
+        if llm is not None:
+            llm.shutdown()
         thread.stop()
         notes.close()
         raise ModelLoadError(f"vLLM {found} can't serve {files.name}: {_one_line(error)}") from error

@@ -12,10 +12,9 @@ from torch import Tensor
 from models.tokenizer import load_tokenizer
 from models.torch_runtime.weights import draw_with, kernels_for
 from models.vllm_runtime.drawing import Drawing, draw_rows
-from models.vllm_runtime.hidden import LAST
 from models.vllm_runtime.notes import VARIABLE, NoteWriter
-from models.vllm_runtime.orphan import follow_the_server
 from models.vllm_runtime.wire import Decoder, Sent
+from models.vllm_runtime.worker import LAST
 from strategies.registry import registered
 
 PARKED = 512
@@ -26,7 +25,6 @@ class Pipeline:
     """Lives in the worker, as long as the model does."""
 
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
-        follow_the_server()
         self._tokenizer = load_tokenizer(Path(vllm_config.model_config.model))
         vocab_size = vllm_config.model_config.get_vocab_size()
         self._eos = frozenset(token for token in self._tokenizer.eos_token_ids if token < vocab_size)

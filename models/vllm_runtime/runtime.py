@@ -200,10 +200,6 @@ class VllmRuntime:
             self._streams.discard(stream)
         self._thread.loop.call_soon_threadsafe(lambda: None if stream.task is None else stream.task.cancel())
 
-    async def call_workers(self, method: str) -> None:
-        """Calls a method of `hidden.HiddenStates` in every worker. On the engine's loop."""
-        await self._llm.collective_rpc(method)
-
     def _check(self, generation: Generation) -> None:
         """What can't be run is refused before it is queued."""
         check_generation(generation, self._info)

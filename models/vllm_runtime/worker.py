@@ -1,8 +1,11 @@
-"""Hidden states of the tokens that logits are computed for, kept in the worker for as long as a step lasts."""
+"""What the server calls in vLLM's workers, and hidden states of the tokens that logits are computed for, kept there for
+as long as a step lasts."""
 
 from typing import Any
 
 from torch import Tensor
+
+from models.vllm_runtime.orphan import follow_the_server
 
 
 class LastHidden:
@@ -20,10 +23,13 @@ LAST = LastHidden()
 """One for a worker's process: vLLM makes the processors and the model apart from one another."""
 
 
-class HiddenStates:
+class WorkerExtension:
     """Mixed into vLLM's worker (`worker_extension_cls`), whose methods can be called from outside."""
 
     model_runner: Any
+
+    def end_with_the_server(self) -> None:
+        follow_the_server()
 
     def keep_hidden_states(self) -> None:
         """From now on `LAST` has the hidden states of every step."""
