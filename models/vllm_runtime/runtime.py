@@ -5,7 +5,7 @@ import gc
 import itertools
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from models.vllm_runtime.native import native_parameters
 from models.vllm_runtime.notes import NoteReader
 from models.vllm_runtime.sequence import Sequence as TokenSequence
 from models.vllm_runtime.totals import Totals
+from strategies.budget import Meter
 from strategies.errors import DecodingError, InvalidRequest, QueueFull, RequestFailed, RuntimeUnavailable
 from strategies.runtime import Delta, Generation, ModelInfo, RuntimeStatus
 from strategies.sampling.row import Row, stages_of
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Item = Delta | DecodingError
 T = TypeVar("T")
+
+IDLE_ACCOUNTS = 128
+"""Requests with a budget of which nothing runs now, and whose cached prefixes are remembered."""
 
 
 class EngineThread:
@@ -121,7 +125,7 @@ class VllmRuntime:
         self._delta_kind, self._dead_error = RequestOutputKind.DELTA, EngineDeadError
         self._keys = itertools.count(1)
         self._streams: set[Stream] = set()
-        self._accounts: dict[int, Account] = {}
+        self._accounts: OrderedDict[int, Account] = OrderedDict()  # by the meter's identity
         self._outgoing: list[tuple[Stream, Item]] = []
         self._lock = threading.Lock()
         self._draining = False
@@ -238,13 +242,10 @@ class VllmRuntime:
         for stream in streams:
             if stream.cancelled or self._fatal is not None:
                 continue
-            meter = stream.generation.meter
-            account = self._accounts.setdefault(id(meter), Account(meter, self._info, self._block_size))
-            account.holders += 1
             sequence = TokenSequence(
                 stream.generation,
                 next(self._keys),
-                account,
+                self._account(stream.generation.meter),
                 self._notes,
                 self._tokenizer,
                 self._info,
@@ -291,7 +292,7 @@ class VllmRuntime:
 
     async def _generate(self, stream: Stream, sequence: TokenSequence) -> None:
         generation = stream.generation
-        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": sequence.tokens}
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": list(sequence.tokens)}
         if generation.cache_salt:
             prompt["cache_salt"] = generation.cache_salt
         parameters = self._parameters(output_kind=self._delta_kind, **sequence.parameters())
@@ -305,10 +306,25 @@ class VllmRuntime:
                     return
         raise RequestFailed("vLLM ended the request without a reason")
 
+    def _account(self, meter: Meter) -> Account:
+        """The account of a request; a search's is kept between its steps."""
+        account = self._accounts.get(id(meter))
+        if account is None:
+            account = self._accounts[id(meter)] = Account(meter, self._info, self._block_size)
+        account.holders += 1
+        return account
+
     def _release(self, account: Account) -> None:
         account.holders -= 1
-        if not account.holders:
-            self._accounts.pop(id(account.meter), None)
+        if account.holders:
+            return
+        if not account.limited:
+            del self._accounts[id(account.meter)]
+            return
+        self._accounts.move_to_end(id(account.meter))
+        idle = [key for key, one in self._accounts.items() if not one.holders]
+        for key in idle[:-IDLE_ACCOUNTS]:
+            del self._accounts[key]
 
     def _put(self, stream: Stream, item: Item) -> None:
         """Queues an item for the caller's loop; those of one step are delivered together."""

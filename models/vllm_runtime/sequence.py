@@ -17,7 +17,7 @@ from strategies.text import Tokenizer
 class Sequence:
     """State of one `Generation`. Only the engine's event loop touches it.
 
-    length: tokens so far. fresh: how many of the prompt are set aside in the account, or 1 for the next token.
+    tokens: prompt and output so far.
     """
 
     def __init__(
@@ -118,6 +118,8 @@ class Sequence:
     def release(self) -> None:
         """Gives back what is set aside, and stops the request's clock."""
         self._give_back()
+        if self._started:
+            self.account.computed(self.tokens[:-1])  # the last one never is
         self._notes.forget(self.key)
         self.account.meter.finish()
 
@@ -171,6 +173,7 @@ class Sequence:
     def _append(self, token: int, entry: TokenLogprob | None, delta: Delta) -> bool:
         """Adds a token to the delta; True if it was the last one."""
         self.length += 1
+        self.tokens.append(token)
         self.account.meter.spend.output_tokens += 1
         delta.tokens.append(token)
         answer = self._answer

@@ -175,14 +175,13 @@ async def test_a_budget_counts_on_what_the_same_request_has_computed(vllm: VllmR
     """A search goes on from its own prefix, which is cached, though the whole of it would be too dear."""
     tokens = vllm.tokenizer.encode("The budget of a search is " * 20)
     meter = Meter(Budget(forward_tokens=len(tokens) + 60))
-    # Who waits in between keeps the account, as the searches' request does.
-    holder = vllm.submit([asking(vllm, tokens, 12, meter=meter, cache_salt="b")])[0]
-    begun = answer_of(holder)
-    task = asyncio.create_task(begun)
-    await until(lambda: meter.spend.output_tokens > 0)
+    await answer(vllm, asking(vllm, tokens, 4, meter=meter, cache_salt="b"))
+    await idle(vllm)
     further = await answer(vllm, asking(vllm, tokens, 8, meter=meter, cache_salt="b"))
     assert len(further.tokens) == 8
-    await task
+    stranger = Meter(Budget(forward_tokens=60))
+    refused = await answer(vllm, asking(vllm, tokens, 8, meter=stranger, cache_salt="b"))
+    assert (refused.tokens, refused.stop_reason) == ([], "budget:forward_tokens")
 
 
 async def test_a_time_limit(vllm: VllmRuntime) -> None:
