@@ -10,7 +10,6 @@ import logging
 import os
 import struct
 import tempfile
-from collections import defaultdict
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -59,15 +58,21 @@ class NoteReader:
         # Both directions, so that the pipe has no end before a processor opens it, nor when one closes it.
         self._pipe = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
         self._buffer = bytearray()
-        self._notes: defaultdict[int, dict[tuple[Kind, int], Note]] = defaultdict(dict)
+        self._notes: dict[int, dict[tuple[Kind, int], Note]] = {}
         self._faults: dict[int, str] = {}
 
+    def expect(self, key: int) -> None:
+        """Notes of this request are kept, until `forget`."""
+        self._notes[key] = {}
+
     def receive(self) -> None:
-        """Reads whatever the pipe holds."""
+        """Reads whatever the pipe holds. There may be notes of requests that are over: vLLM computes ahead."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, CHUNK):
                 self._buffer += data
         while (note := self._next()) is not None:
+            if note.key not in self._notes:
+                continue
             if note.kind is Kind.FAULT:
                 self._faults.setdefault(note.key, note.message)
             else:
@@ -75,7 +80,7 @@ class NoteReader:
 
     def take(self, key: int, kind: Kind, position: int) -> Note | None:
         """The note of a token, once."""
-        return self._notes[key].pop((kind, position), None) if key in self._notes else None
+        return self._notes[key].pop((kind, position), None)
 
     def fault(self, key: int) -> str | None:
         """Why a request can't go on, if it can't."""

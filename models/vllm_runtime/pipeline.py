@@ -49,8 +49,8 @@ class Pipeline:
         return Drawing(sent, prompt, outputs, self._eos, self._tokenizer)
 
     def leave(self, drawing: Drawing | None) -> None:
-        """It goes, for good or not."""
-        if drawing is not None:
+        """It goes, for good or not. What depends on its tokens alone can be made again."""
+        if drawing is not None and any(stage.observes for stage in drawing.row.stages):
             self._parked[drawing.key] = drawing
             while len(self._parked) > PARKED:
                 self._parked.popitem(last=False)

@@ -1,7 +1,6 @@
 """The vLLM runtime: vLLM's AsyncLLM on an event loop and a thread of its own, answering through the callers' loops."""
 
 import asyncio
-import gc
 import itertools
 import logging
 import threading
@@ -196,7 +195,6 @@ class VllmRuntime:
         self._thread.call(self._shut_down())
         self._thread.stop()
         self._notes.close()
-        gc.collect()  # vLLM's client has a destructor, which must not run when the interpreter is half gone
 
     def abandon(self, stream: Stream) -> None:
         """Ends the work for a cancelled stream."""
@@ -240,21 +238,21 @@ class VllmRuntime:
 
     def _start(self, streams: Sequence[Stream]) -> None:
         for stream in streams:
-            if stream.cancelled or self._fatal is not None:
-                continue
-            sequence = TokenSequence(
-                stream.generation,
-                next(self._keys),
-                self._account(stream.generation.meter),
-                self._notes,
-                self._tokenizer,
-                self._info,
-                native=self._native,
-            )
-            stream.task = asyncio.create_task(self._run(stream, sequence))
+            if not stream.cancelled and self._fatal is None:
+                stream.task = asyncio.create_task(self._run(stream))
 
-    async def _run(self, stream: Stream, sequence: TokenSequence) -> None:
-        """One generation from its start to its end, whatever ends it."""
+    async def _run(self, stream: Stream) -> None:
+        """One generation from its start to its end, whatever ends it. A task that is cancelled before it begins has
+        nothing to give back."""
+        sequence = TokenSequence(
+            stream.generation,
+            next(self._keys),
+            self._account(stream.generation.meter),
+            self._notes,
+            self._tokenizer,
+            self._info,
+            native=self._native,
+        )
         budget, expired = stream.generation.meter.budget.seconds, False
         timer: asyncio.TimerHandle | None = None
 
@@ -341,6 +339,8 @@ class VllmRuntime:
     async def _shut_down(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         self._llm.shutdown()
+        # Its destructor does that again, which fails when the interpreter is half gone.
+        self._llm.shutdown = lambda *arguments, **options: None
         self._llm = None
         for task in tasks:
             task.cancel()

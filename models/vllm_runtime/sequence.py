@@ -40,6 +40,7 @@ class Sequence:
         self.max_length = min(info.max_model_len, limit)
         self._info, self._notes, self._native = info, notes, native
         self._answer = AnswerText(generation, tokenizer, info.eos_token_ids)
+        notes.expect(key)
         self._held: tuple[int, int, int] | None = None  # what the account has set aside
         self._started = False
 

@@ -38,6 +38,7 @@ class Worker:
 
     def drawing(self, generation: Generation, outputs: list[int] | None = None) -> Drawing:
         self.keys += 1
+        self.reader.expect(self.keys)
         sent = self.decoder.decode(encode(generation, self.keys))
         assert sent is not None
         return Drawing(sent, generation.tokens, [] if outputs is None else outputs, EOS, TOKENIZER)
@@ -151,6 +152,7 @@ def test_a_grammar_that_refuses_its_beginning_is_a_fault(worker: Worker) -> None
 def test_a_transform_that_can_not_start_is_a_fault_and_no_exception(worker: Worker) -> None:
     """An exception in vLLM's worker would end the engine, and every request with it."""
     sampling = SamplingParameters(1.0, (GrammarRepetition(language="python"),))
+    worker.reader.expect(9)
     sent = worker.decoder.decode(encode(Generation([1], sampling), 9))
     assert sent is not None
     drawing = Drawing(sent, [1], [], EOS, None)  # type: ignore[arg-type]  # without a tokenizer it can't
