@@ -151,6 +151,8 @@ class VllmRuntime:
         loop = asyncio.get_running_loop()
         streams = [Stream(self, loop, generation) for generation in generations]
         with self._lock:
+            if self._fatal is not None:
+                raise RuntimeUnavailable(f"the engine is down: {self._fatal}")
             waiting = max(0, len(self._streams) - self._max_num_seqs)
             if waiting + len(streams) > self._max_waiting and not admitted:
                 raise QueueFull(
