@@ -1,4 +1,4 @@
-"""The pipeline as a logits processor of vLLM's Model Runner V2, which needs a GPU and Triton.
+"""The pipeline as a logits processor of vLLM's Model Runner V2, which needs Triton.
 
 There the tokens are on the device. A step's latest ones are copied to the host, where the transforms keep their state;
 the engine waits for that copy.

@@ -1,7 +1,7 @@
 """The processors of both model runners: they follow vLLM's batch, whose rows move, come and go.
 
-Model Runner V2 needs a GPU, so its processor is driven here through its interface only, with tensors of the CPU in the
-places of vLLM's own.
+Model Runner V2 needs Triton for the device, which PyPI has for GPUs only, so its processor is driven here through its
+interface, with tensors of the CPU in the places of vLLM's own.
 """
 
 import importlib
