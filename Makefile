@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test test-clients check check-deploy bench soak overload docs screenshots clean
+.PHONY: setup serve test test-clients vllm-env test-vllm check check-deploy bench soak overload docs screenshots clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,19 @@ $(CLIENTS_VENV)/.ready: pyproject.toml
 	$(CLIENTS_VENV)/bin/python -m pip install --quiet --editable '.[dev,clients]'
 	touch $@
 
+# vLLM's CPU build brings its own versions of much, so it gets an environment of its own; see docs/vllm.md.
+VLLM_VENV ?= .venv-vllm
+VLLM_VERSION ?= 0.32.0
+
+vllm-env: $(VLLM_VENV)/.ready
+
+$(VLLM_VENV)/.ready: pyproject.toml .ci/vllm-env
+	PYTHON=$(PYTHON) TORCH=$(TORCH) .ci/vllm-env $(VLLM_VENV) $(VLLM_VERSION)
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.ready
+	DECODING_SERVER_TEST_VLLM=required $(VLLM_VENV)/bin/python -m pytest $(or $(ARGS),tests/models/vllm_runtime)
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +84,4 @@ screenshots: setup
 	$(BIN)/python tests/playground/screenshots.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS_VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -179,6 +179,32 @@ def serve(flags: argparse.Namespace) -> int:
 
 def load_runtime(config: "ServerConfig") -> "Runtime":
     """Resolves and loads the model. Raises ModelLoadError."""
+    return load_vllm(config) if config.runtime == "vllm" else load_torch(config)
+
+
+def load_vllm(config: "ServerConfig") -> "Runtime":
+    from models.loading import resolve
+    from models.vllm_runtime.load import VllmOptions, load_runtime
+    from models.vllm_runtime.version import installed, require
+
+    require(installed())  # before a model is downloaded
+    options = VllmOptions(
+        dtype=config.dtype,
+        device=config.device,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_cache_memory=config.kv_cache_memory,
+        max_waiting=config.max_waiting,
+        prefix_cache=config.prefix_cache,
+        chat_template=config.chat_template,
+        threads=config.threads,
+        engine_arguments=config.engine_args,
+    )
+    return load_runtime(resolve(config.model), options)
+
+
+def load_torch(config: "ServerConfig") -> "Runtime":
     from models.loading import resolve
     from models.torch_runtime.load import EngineOptions
     from models.torch_runtime.load import load_runtime as load

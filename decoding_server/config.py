@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "DECODING_SERVER_"
@@ -61,6 +61,12 @@ class ServerConfig(BaseSettings):
     otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector that gets traces, over OTLP/HTTP")
     served_model_name: Annotated[list[str], NoDecode] = Field(
         [], description="name clients use for the model; repeatable, the first is used in answers by default"
+    )
+    runtime: Literal["torch", "vllm"] = Field(
+        "torch", description="what runs the model: this project's own engine, or vLLM's (docs/vllm.md)"
+    )
+    engine_args: Annotated[list[str], NoDecode] = Field(
+        [], description="KEY=VALUE for vLLM's engine, with --runtime vllm; repeatable; a mapping in the config file"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="type of the weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
@@ -196,6 +202,24 @@ class ServerConfig(BaseSettings):
             raise ValueError("must be an http:// or https:// address")
         return value
 
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _engine_args(cls, value: Any) -> Any:
+        """A mapping (also as JSON text, the form for the environment), or KEY=VALUE texts; values are YAML."""
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("{") else [value]
+        return [f"{key}={json.dumps(item)}" for key, item in value.items()] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _runtime_has_it(self) -> "ServerConfig":
+        """What the other runtime alone has is refused, not ignored."""
+        missing = ("draft_model", "early_exit_layers") if self.runtime == "vllm" else ("engine_args",)
+        for name in missing:
+            if getattr(self, name) not in (None, []):
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} needs --runtime {'torch' if self.runtime == 'vllm' else 'vllm'}")
+        return self
+
     @field_validator("presets", mode="before")
     @classmethod
     def _json(cls, value: Any) -> Any:
@@ -262,8 +286,10 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str] = os.en
         return LoadedConfig(ServerConfig(**values), origins)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        key = str(fault["loc"][0])
         message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:  # of several keys, which the message names
+            raise ConfigError(message) from error
+        key = str(fault["loc"][0])
         raise ConfigError(f"{_spelling(key, origins[key])}: {message[:1].lower()}{message[1:]}") from error
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -260,7 +261,10 @@ class Serving:
         """Called by the signal handler, in the middle of anything: only hands over to the loop."""
         self.signals += 1
         if self.runtime is None or self.signals > 2:
-            # Nothing to finish (or nothing helps): the loader thread may be deep inside a library call.
+            # Nothing to finish (or nothing helps): the loader thread may be deep inside a library call. Processes that
+            # a runtime has begun to start would outlive this one.
+            for child in multiprocessing.active_children():
+                child.kill()
             os._exit(128 + sig)
         self.loop.call_soon_threadsafe(self._begin_stop, sig)
 

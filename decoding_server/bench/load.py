@@ -29,24 +29,27 @@ class LoadResult:
         return self.tokens / self.seconds
 
 
-def body(model: str, prompt: Prompt, max_tokens: int, *, stream: bool) -> dict[str, object]:
-    """A greedy completion of exactly `max_tokens` tokens."""
+def body(model: str, prompt: Prompt, max_tokens: int, *, stream: bool, temperature: float = 0.0) -> dict[str, object]:
+    """A completion of exactly `max_tokens` tokens, by default greedy."""
     return {
         "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
-        "temperature": 0,
+        "temperature": temperature,
         "ignore_eos": True,
         "stream": stream,
     }
 
 
-async def complete(client: httpx.AsyncClient, model: str, prompt: Prompt, max_tokens: int) -> tuple[int, int]:
+async def complete(
+    client: httpx.AsyncClient, model: str, prompt: Prompt, max_tokens: int, temperature: float = 0.0
+) -> tuple[int, int]:
     """One answer, not streamed. Returns (prompt tokens, completion tokens) as the server counted them.
 
     Raises LoadError, httpx.HTTPError.
     """
-    response = await client.post("/v1/completions", json=body(model, prompt, max_tokens, stream=False))
+    request = body(model, prompt, max_tokens, stream=False, temperature=temperature)
+    response = await client.post("/v1/completions", json=request)
     if response.status_code != 200:
         raise LoadError(f"status {response.status_code}: {response.text[:300]}")
     usage = response.json()["usage"]
@@ -56,7 +59,12 @@ async def complete(client: httpx.AsyncClient, model: str, prompt: Prompt, max_to
 
 
 async def closed_loop(
-    client: httpx.AsyncClient, model: str, prompts: Sequence[Prompt], max_tokens: int, concurrency: int
+    client: httpx.AsyncClient,
+    model: str,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    concurrency: int,
+    temperature: float = 0.0,
 ) -> LoadResult:
     """Sends all prompts, `concurrency` of them in flight at any time.
 
@@ -69,7 +77,7 @@ async def closed_loop(
     async def worker() -> None:
         for prompt in waiting:
             sent = time.perf_counter()
-            counts.append(await complete(client, model, prompt, max_tokens))
+            counts.append(await complete(client, model, prompt, max_tokens, temperature))
             latencies.append(time.perf_counter() - sent)
 
     started = time.perf_counter()

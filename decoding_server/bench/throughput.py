@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from decoding_server.bench import machine, report
 from decoding_server.bench.peers import ENGINES, OURS, Engine, Settings
 from decoding_server.bench.session import Limits, RowFile, Session
-from decoding_server.bench.workloads import FULL, QUICK, Workload, tokenized
+from decoding_server.bench.workloads import FULL, QUICK, Workload, decode, tokenized
 from models.gguf import embedded
 from models.loading import resolve
 from strategies.errors import ModelLoadError
@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--llama-server", type=Path, help="llama.cpp's server; without it, llama-cpp is left out")
     result.add_argument("--gguf", type=Path, help="what llama.cpp's file is made of (default: the embedded model's)")
     result.add_argument("--workloads", help="comma-separated beginnings of workload names")
+    result.add_argument("--concurrency", help="comma-separated: decoding at these alone, instead of all workloads")
+    result.add_argument("--temperature", type=float, default=0.0, help="of engines over HTTP (default 0, greedy)")
     result.add_argument("--repeats", type=int, default=3)
     result.add_argument("--quick", action="store_true", help="small sizes: checks that everything works")
     result.add_argument("--threads", type=int, default=machine.usable_cores(), help="cores an engine may use")
@@ -62,9 +64,10 @@ def chosen_engines(arguments: argparse.Namespace, console: Console) -> list[str]
     for name in peers:
         if name not in ENGINES:
             raise SystemExit(f"unknown peer {name!r}; there are {', '.join(ENGINES)}")
-    if arguments.vllm_python is None and "vllm" in peers:
-        console.print("vllm is left out: no --vllm-python")
-        peers.remove("vllm")
+    for name in ("vllm", "vllm-runtime"):
+        if arguments.vllm_python is None and name in peers:
+            console.print(f"{name} is left out: no --vllm-python")
+            peers.remove(name)
     if arguments.llama_server is None and "llama-cpp" in peers:
         console.print("llama-cpp is left out: no --llama-server")
         peers.remove("llama-cpp")
@@ -93,6 +96,7 @@ def settings(arguments: argparse.Namespace, engines: Sequence[str]) -> tuple[Set
             llama_server=arguments.llama_server,
             gguf=gguf,
             model=arguments.model,
+            temperature=arguments.temperature,
         ),
         files.name,
     )
@@ -143,9 +147,12 @@ def main(given: Sequence[str] | None = None) -> int:
         "machine": machine.describe(),
     }
     engines = [ENGINES[name](configuration) for name in names]
+    every: Sequence[Workload] = QUICK if arguments.quick else FULL
+    if arguments.concurrency is not None:
+        every = [decode(int(concurrency), 37, 128) for concurrency in arguments.concurrency.split(",")]
     workloads = [
         workload
-        for workload in (QUICK if arguments.quick else FULL)
+        for workload in every
         if arguments.workloads is None or workload.name.startswith(tuple(arguments.workloads.split(",")))
     ]
     rows = RowFile(arguments.output / "rows.jsonl")

@@ -133,7 +133,8 @@ def strategies() -> str:
             slot = getattr(strategy, "slot", kind)
             if slot is not None and strategy.__module__.startswith("strategies."):
                 summary = " ".join((strategy.__doc__ or "").strip().split("\n\n")[0].split())
-                rows.append([f"`{name}`", f"`{slot}`", summary])
+                runtimes = ", ".join(getattr(strategy, "runtimes", registry.RUNTIMES))
+                rows.append([f"`{name}`", f"`{slot}`", summary, runtimes])
     return markdown_table(
-        ["name", "slot of `decoding`", "what it does"], sorted(rows, key=lambda row: (row[1], row[0]))
+        ["name", "slot of `decoding`", "what it does", "runtimes"], sorted(rows, key=lambda row: (row[1], row[0]))
     )

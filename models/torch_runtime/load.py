@@ -3,19 +3,19 @@
 import contextlib
 import ctypes
 import hashlib
-import json
 import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from models.gguf.cache import file_hash
 from models.loading import ModelFiles
+from models.model_folder import read_json, sampling_defaults, weights_hash
 from models.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from models.torch_runtime.decoder import FusedDecoder
 from models.torch_runtime.drafters import Drafter, EarlyExitDrafter, ModelDrafter, check_vocabularies
@@ -31,7 +31,6 @@ from strategies.runtime import ModelInfo
 log = logging.getLogger(__name__)
 
 CPU_KV_MEMORY = 768 << 20
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def load_runtime(files: ModelFiles, options: EngineOptions) -> TorchRuntime:
     dtype = _dtype(options.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
-    config = _read_json(files.folder / "config.json")
+    config = read_json(files.folder / "config.json")
     tokenizer = load_tokenizer(files.folder, chat_template=options.chat_template)
     model = load_model(files.folder, config, dtype=dtype, device=device)
     shape = model.shape
@@ -111,7 +110,7 @@ class Draft(NamedTuple):
 
 def _load_draft(files: ModelFiles, dtype_name: str, device: torch.device) -> Draft:
     tokenizer = load_tokenizer(files.folder)
-    config = _read_json(files.folder / "config.json")
+    config = read_json(files.folder / "config.json")
     model = load_model(files.folder, config, dtype=_dtype(dtype_name, device), device=device)
     log.info("draft model %s: %s weights, %s", files.name, model.shape.dtype, model.shape.kernels)
     return Draft(model, _info(files, model.shape, device, tokenizer, model.shape.max_positions), tokenizer)
@@ -160,9 +159,9 @@ def _info(
         hidden_size=shape.hidden_size,
         matmul_parameters=shape.matmul_parameters,
         fingerprint=_fingerprint(files.folder, shape),
-        sampling_defaults=_sampling_defaults(files.folder),
+        sampling_defaults=sampling_defaults(files.folder),
         config_sha256=file_hash(files.folder / "config.json"),
-        weights_index_sha256=_weights_hash(files.folder),
+        weights_index_sha256=weights_hash(files.folder),
     )
 
 
@@ -222,33 +221,7 @@ def _max_model_len(shape: ModelShape, options: EngineOptions, num_slots: int) ->
     return asked or min(shape.max_positions, num_slots)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} can't be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} is not a JSON object")
-    return value
-
-
-def _sampling_defaults(folder: Path) -> dict[str, float]:
-    path = folder / "generation_config.json"
-    values = _read_json(path) if path.exists() else {}
-    return {name: values[name] for name in SAMPLING_FIELDS if isinstance(values.get(name), (int, float))}
-
-
 def _fingerprint(folder: Path, shape: ModelShape) -> str:
     """Identifies weights, precision and kernels."""
-    told = f"{shape.dtype} {shape.kernels} {file_hash(folder / 'config.json')} {_weights_hash(folder)}"
+    told = f"{shape.dtype} {shape.kernels} {file_hash(folder / 'config.json')} {weights_hash(folder)}"
     return f"fp_{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-
-
-def _weights_hash(folder: Path) -> str:
-    """Identifies weights by their files' names, sizes, headers and first values."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-    return digest.hexdigest()

@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 
+from models.request_check import check_generation
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.sequence import Sequence as TokenSequence
 from strategies.errors import (
-    ContextLengthExceeded,
     DecodingError,
     InvalidRequest,
     QueueFull,
@@ -176,37 +176,16 @@ class TorchRuntime:
 
     def _check(self, generation: Generation) -> None:
         """What can't be run is refused before it is queued."""
-        length, limit = len(generation.prompt) + len(generation.answer), self._info.max_model_len
-        asked = generation.stopping.max_tokens
-        if length == 0:
-            raise InvalidRequest("the prompt has no tokens", "prompt")
-        if length > limit or (length == limit and asked != 0):
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {limit} tokens; the prompt has {length}, which leaves no room "
-                "to generate",
-                "prompt",
-            )
-        if asked is not None and length + asked > limit:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {limit} tokens; {length} in the prompt and max_tokens {asked} "
-                "exceed it",
-                "max_tokens",
-            )
-        size = self._info.vocab_size
-        if any(not 0 <= token < size for token in generation.tokens):
-            raise InvalidRequest(f"the prompt holds a token id outside the vocabulary of {size}", "prompt")
+        check_generation(generation, self._info)
         speculation = generation.speculation
-        if speculation is not None:
-            self._engine.speculator.check(speculation)
+        if speculation is None:
+            return
+        self._engine.speculator.check(speculation)
         for transform in generation.sampling.transforms:
-            if speculation is not None and transform.observes:
+            if transform.observes:
                 raise InvalidRequest(
                     f"{transform.name} adapts to every token drawn and can't follow draft trees", "decoding.speculation"
                 )
-            if any(not 0 <= token < size for token in transform.token_ids()):
-                raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", transform.name)
-        if any(not 0 <= token < size for token in generation.stopping.stop_token_ids):
-            raise InvalidRequest(f"a token id lies outside the vocabulary of {size}", "stop_token_ids")
 
     def _run(self) -> None:
         """The engine thread."""

@@ -28,6 +28,7 @@ class Contrastive(Transform):
     stage: ClassVar = Stage.RESHAPE
     rank: ClassVar = 200
     observes: ClassVar = True
+    runtimes: ClassVar = ("torch",)
 
     k: Annotated[int, Field(ge=2, le=32, description="Candidates that are computed at every step.")] = 4
     alpha: Annotated[float, Field(ge=0, le=1, description="Weight of the degeneration penalty.")] = 0.6

@@ -70,6 +70,14 @@ class Structure(Transform):
 
     grammar: SkipJsonSchema[InstanceOf[CompiledGrammar]]
 
+    def encoded(self) -> str:
+        return self.grammar.lark
+
+    @classmethod
+    def decoded(cls, text: str, tokenizer: Tokenizer) -> Self:
+        """Compiles the grammar again, without a trial: the one who encoded it has tried it."""
+        return cls(grammar=compile_grammar(text, tokenizer, trial=False, param=None))
+
     def start(self, row: "Row") -> StructureState:
         return StructureState(self.grammar.start(), self.grammar.tokens)
 

@@ -49,11 +49,12 @@ json.dump(LLMatcher.validate_grammar(task["grammar"], None, limits=limits), sys.
 class CompiledGrammar:
     """A grammar over one vocabulary. `matcher` is its start state; rows take copies.
 
-    tokens: size of the vocabulary. words: int32 words of a mask.
+    lark: what it was compiled from. tokens: size of the vocabulary. words: int32 words of a mask.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, lark: str, vocab_size: int) -> None:
         self._matcher = matcher
+        self.lark = lark
         self._lock = threading.Lock()
         self.tokens = vocab_size
         self.words = (vocab_size + 31) // 32
@@ -95,7 +96,7 @@ def compile_grammar(lark: str, tokenizer: Tokenizer, *, trial: bool, param: str 
     matcher = LLMatcher(vocabulary.library, lark, log_level=0, limits=limits)
     if reason := matcher.get_error() or _first_steps(matcher.deep_copy(), frozenset(tokenizer.eos_token_ids)):
         raise _refusal(reason, param)
-    compiled = CompiledGrammar(matcher, tokenizer.vocab_size)
+    compiled = CompiledGrammar(matcher, lark, tokenizer.vocab_size)
     with _lock:
         vocabulary.grammars[lark] = compiled
         while len(vocabulary.grammars) > CACHED_GRAMMARS:

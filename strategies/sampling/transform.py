@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from strategies.registry import register
+from strategies.registry import RUNTIMES, register
 from strategies.sampling.support import Support
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Transform(BaseModel):
 
     slot: the field of `decoding` under which requests name it. stage, rank: its place in the default order. greedy:
     whether it applies at temperature 0; what cannot change the most likely token doesn't. observes: its state depends
-    on the distribution it was last applied to, so it can't follow the branches of a draft tree.
+    on the distribution it was last applied to, so it can't follow the branches of a draft tree. runtimes: those that
+    can run it.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True)
@@ -65,6 +66,7 @@ class Transform(BaseModel):
     rank: ClassVar[int] = 100
     greedy: ClassVar[bool] = True
     observes: ClassVar[bool] = False
+    runtimes: ClassVar[tuple[str, ...]] = RUNTIMES
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
@@ -80,6 +82,15 @@ class Transform(BaseModel):
     def prepare(cls, tokenizer: "Tokenizer", device: torch.device) -> None:
         """Called when a runtime starts: what would keep the first request waiting is built here."""
         return
+
+    def encoded(self) -> str:
+        """The transform as text, for a runtime whose pipeline runs in another process; see `decoded`."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def decoded(cls, text: str, tokenizer: "Tokenizer") -> Self:
+        """The transform that `encoded` wrote."""
+        return cls.model_validate_json(text)
 
     def start(self, row: "Row") -> TransformState | None:
         """State of a new sequence, kept in `row.states[name]`. Raises InvalidRequest for what this model can't do."""

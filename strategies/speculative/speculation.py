@@ -41,6 +41,7 @@ class Speculation(BaseModel):
 
     name: ClassVar[str]
     uses_draft: ClassVar[bool] = True
+    runtimes: ClassVar[tuple[str, ...]] = ("torch",)
     couples: ClassVar[bool] = True
 
     drafter: Annotated[

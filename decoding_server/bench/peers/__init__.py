@@ -7,6 +7,7 @@ from decoding_server.bench.peers.llama_cpp import LlamaCpp
 from decoding_server.bench.peers.ours import DecodingServer
 from decoding_server.bench.peers.transformers_generate import TransformersGenerate
 from decoding_server.bench.peers.vllm import Vllm
+from decoding_server.bench.peers.vllm_runtime import VllmRuntime
 
 OURS = "decoding-server"
 
@@ -15,6 +16,7 @@ ENGINES: dict[str, Callable[[Settings], Engine]] = {
     "transformers-fp32": lambda settings: TransformersGenerate(settings, "float32"),
     "transformers-bf16": lambda settings: TransformersGenerate(settings, "bfloat16"),
     "vllm": Vllm,
+    "vllm-runtime": VllmRuntime,
     "llama-cpp": LlamaCpp,
 }
 

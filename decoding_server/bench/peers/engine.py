@@ -24,8 +24,9 @@ class Settings:
     """What the engines are started with.
 
     model_folder: safetensors, config and tokenizer. gguf: the file that llama.cpp's is quantised from. model: the
-    argument of our own `serve`, None for its default. work: a folder for logs and derived files. threads: cores that an
-    engine may use. The commands are None where the engine isn't installed.
+    argument of our own `serve`, None for its default. temperature: of what is generated over HTTP, 0 is greedy. work: a
+    folder for logs and derived files. threads: cores that an engine may use. The commands are None where the engine
+    isn't installed.
     """
 
     model_folder: Path
@@ -37,6 +38,7 @@ class Settings:
     llama_server: Path | None = None
     gguf: Path | None = None
     model: str | None = None
+    temperature: float = 0.0
 
 
 class Engine(ABC):
@@ -150,7 +152,7 @@ class HttpEngine(Engine):
 
     async def generate(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[int, float]:
         async with self._client() as client:
-            result = await closed_loop(client, self.model, prompts, max_tokens, len(prompts))
+            result = await closed_loop(client, self.model, prompts, max_tokens, len(prompts), self.settings.temperature)
         return result.tokens, result.seconds
 
     async def first_token(self, prompt: Prompt) -> float:
