@@ -3,10 +3,14 @@ from what rounds accepted and what steps took.
 
 What is chosen depends on rounds and timings that are over, so the output's distribution is the target's whatever is
 chosen. Two small wastes keep the numbers true: a tree is tried now and then where none pays, for at most PROBE_SHARE of
-the time, and one step in PLAIN_EVERY is plain where trees pay. Costs are learned from steps that compute no prompt; a
-server that computes prompts at every step never gets to speculate by itself.
+the time, and one step in PLAIN_EVERY is plain where trees pay. Choosing takes time too: a tree must pay for it, and
+while none does, so many steps are plain without choosing that it takes DECIDING_SHARE of the time. Costs are learned
+from steps that compute no prompt; a server that computes prompts at every step never gets to speculate by itself.
 """
 
+import statistics
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,7 +37,10 @@ LOOKUP = NgramSpeculation()
 """How far look-up goes."""
 KEEP_FOR = 4
 """Steps for which a choice holds while the same sequences run and look-up matches as much."""
-PROBE_SHARE = 0.02
+PROBE_SHARE = 0.015
+DECIDING_SHARE = 0.015
+DECISIONS = 9
+"""How many of the last choices say, by their median, what choosing takes; a third of them must be there."""
 PROBE_LENGTHS = {NGRAM: 3}
 PROBE_LENGTH = 2
 PLAIN_EVERY = 64
@@ -71,23 +78,29 @@ class AdaptiveSpeculation:
         self._plain_seconds = 0.0
         self._pursued: tuple[TokenSequence | None, str] = (None, "")  # whose draft is catching up for a probe
         self._credit = 0.0
+        self._decisions: deque[float] = deque(maxlen=DECISIONS)  # seconds that they took
+        self._deciding = 0.0  # the median of these
+        self._deciding_credit = 0.0
 
     def choose(self, running: Sequence[TokenSequence], prefill_budget: int) -> None:
         """Sets `speculation` of every sequence that has `auto`, for the step that is being planned."""
+        began = time.perf_counter()
         self._active = self._probing = False
-        ready: list[Ready] = []
+        able: list[tuple[TokenSequence, AutoSpeculation]] = []
         for sequence in running:
             asked = sequence.generation.speculation
             if isinstance(asked, AutoSpeculation):
                 sequence.speculation = None
                 if sequence.pending == 1 and sequence.num_outputs:
-                    sequence.match = _match(sequence) if asked.drafter in (None, NGRAM) else 0
-                    ready.append(Ready(sequence, asked, sequence.match))
-        if not ready:
+                    able.append((sequence, asked))
+        if not able:
             self._choices_of, self._pursued = [], (None, "")
             return
         self._steps += 1
         self._active = True
+        if not self._speculated and self._pursued[0] is None and self._deciding_credit < self._deciding:
+            return
+        ready = [Ready(sequence, asked, self._matched(sequence, asked)) for sequence, asked in able]
         load = _load(running, prefill_budget)
         shapes = self._shapes(ready, load)
         for (sequence, asked, _), shape in zip(ready, shapes, strict=True):
@@ -95,6 +108,15 @@ class AdaptiveSpeculation:
                 sequence.speculation = asked.round_of(self._menu.shapes[shape])
                 sequence.picked = str(self._menu.shapes[shape])
                 self._probed[self._menu.shapes[shape].drafter] = self._steps
+        self._decisions.append(time.perf_counter() - began)
+        if 3 * len(self._decisions) >= DECISIONS:  # the first ever is a cold start
+            self._deciding = statistics.median(self._decisions)
+        self._deciding_credit = 0.0
+
+    @staticmethod
+    def _matched(sequence: TokenSequence, asked: AutoSpeculation) -> int:
+        sequence.match = _match(sequence) if asked.drafter in (None, NGRAM) else 0
+        return sequence.match
 
     def _shapes(self, ready: Sequence[Ready], load: Load) -> list[int]:
         before, now = self._choices_of, [one.sequence for one in ready]
@@ -104,7 +126,7 @@ class AdaptiveSpeculation:
         matches = tuple(one.match for one in ready)
         if matches not in self._choices:
             expected, behind = self._expected(ready)
-            self._choices[matches] = choose(self._menu, expected, behind, load, self.costs).chosen
+            self._choices[matches] = choose(self._menu, expected, behind, load, self.costs, self._deciding).chosen
         shapes = self._choices[matches]
         tokens = load.tokens + sum(float(self._menu.nodes[shape]) for shape in shapes if shape != OFF)
         if tokens > self.costs.target.largest:
@@ -203,6 +225,7 @@ class AdaptiveSpeculation:
         steps that are predicted; a step that also computes prompts has another price."""
         if self._active:
             self._credit += PROBE_SHARE * (target + draft + verify)
+            self._deciding_credit += DECIDING_SHARE * (target + draft + verify)
         if self._probing:
             self._credit -= draft + verify + max(0.0, target - self._plain_seconds)
         if whole:

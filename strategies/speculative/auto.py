@@ -111,13 +111,16 @@ class Choice(NamedTuple):
     plain: float
 
 
-def choose(menu: Menu, expected: Numbers, behind: Numbers, load: Load, costs: StepCosts) -> Choice:
+def choose(
+    menu: Menu, expected: Numbers, behind: Numbers, load: Load, costs: StepCosts, deciding: float = 0.0
+) -> Choice:
     """The shapes that maximise the step's tokens per second.
 
     expected: float64 [C, B], tokens that sequence b yields with shape c; 1 where it can't have that shape. behind:
     float64 [C, B], tokens of its history that the shape's drafter must compute first. load: of the step, one token of
-    each of the B sequences included. Per shape, those sequences that gain most are taken, as many as pay; then the rest
-    is offered what is left over of the shapes. All stay off while the target's cost is unknown.
+    each of the B sequences included. deciding: seconds that choosing takes in every step with trees, which plain
+    decoding is spared. Per shape, those sequences that gain most are taken, as many as pay; then the rest is offered
+    what is left over of the shapes. All stay off while the target's cost is unknown.
     """
     shapes, sequences = expected.shape
     chosen = [OFF] * sequences
@@ -138,7 +141,7 @@ def choose(menu: Menu, expected: Numbers, behind: Numbers, load: Load, costs: St
         draft = _draft_seconds(menu, history, counts, costs)
         total = tokens + menu.nodes[:, None] * counts
         seconds = _seconds(costs, total, trees + counts.astype(np.float64))
-        seconds = seconds + draft + drafting
+        seconds = seconds + draft + drafting + deciding
         rates = np.where(total <= reach, (outputs + gained) / seconds, 0.0)
         best = int(rates.argmax())
         shape, count = best // len(counts), int(counts[best % len(counts)])
