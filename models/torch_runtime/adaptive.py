@@ -8,10 +8,9 @@ while none does, so many steps are plain without choosing that it takes DECIDING
 from steps that compute no prompt; a server that computes prompts at every step never gets to speculate by itself.
 """
 
-import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +39,8 @@ KEEP_FOR = 4
 PROBE_SHARE = 0.015
 DECIDING_SHARE = 0.015
 DECISIONS = 9
-"""How many of the last choices say, by their median, what choosing takes; a third of them must be there."""
+"""How many of the last choices say, by the mean of all but the slowest, what choosing takes; some must be there, since
+the first ever is a cold start."""
 PROBE_LENGTHS = {NGRAM: 3}
 PROBE_LENGTH = 2
 PLAIN_EVERY = 64
@@ -59,7 +59,11 @@ class Ready(NamedTuple):
 class AdaptiveSpeculation:
     """State of one engine: costs, acceptance by drafter and kind of sampling, and credit for probes."""
 
-    def __init__(self, info: ModelInfo, drafters: Mapping[str, Drafter]) -> None:
+    def __init__(
+        self, info: ModelInfo, drafters: Mapping[str, Drafter], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """clock: seconds, by which choosing is timed."""
+        self._clock = clock
         self._drafters = dict(drafters)
         self._menu = Menu(shapes_of([*drafters, NGRAM], LARGEST))
         self.costs = StepCosts(
@@ -79,12 +83,13 @@ class AdaptiveSpeculation:
         self._pursued: tuple[TokenSequence | None, str] = (None, "")  # whose draft is catching up for a probe
         self._credit = 0.0
         self._decisions: deque[float] = deque(maxlen=DECISIONS)  # seconds that they took
-        self._deciding = 0.0  # the median of these
+        self._deciding = 0.0  # see DECISIONS
         self._deciding_credit = 0.0
+        self._took = 0.0  # of this step's seconds, those of choosing
 
     def choose(self, running: Sequence[TokenSequence], prefill_budget: int) -> None:
         """Sets `speculation` of every sequence that has `auto`, for the step that is being planned."""
-        began = time.perf_counter()
+        began, self._took = self._clock(), 0.0
         self._active = self._probing = False
         able: list[tuple[TokenSequence, AutoSpeculation]] = []
         for sequence in running:
@@ -108,9 +113,10 @@ class AdaptiveSpeculation:
                 sequence.speculation = asked.round_of(self._menu.shapes[shape])
                 sequence.picked = str(self._menu.shapes[shape])
                 self._probed[self._menu.shapes[shape].drafter] = self._steps
-        self._decisions.append(time.perf_counter() - began)
-        if 3 * len(self._decisions) >= DECISIONS:  # the first ever is a cold start
-            self._deciding = statistics.median(self._decisions)
+        self._took = self._clock() - began
+        self._decisions.append(self._took)
+        if 3 * len(self._decisions) >= DECISIONS:
+            self._deciding = (sum(self._decisions) - max(self._decisions)) / (len(self._decisions) - 1)
         self._deciding_credit = 0.0
 
     @staticmethod
@@ -221,8 +227,9 @@ class AdaptiveSpeculation:
         self.costs.drafts[drafter].observe(tokens, seconds)
 
     def observe_step(self, tokens: int, trees: int, *, target: float, draft: float, verify: float, whole: bool) -> None:
-        """A step. target, draft, verify: its seconds, by part. whole: every token of it was sampled from, as in the
-        steps that are predicted; a step that also computes prompts has another price."""
+        """A step. target, draft, verify: its seconds, by part; choosing is in the target's. whole: every token
+        was sampled from, as in the steps that are predicted; a step that also computes prompts has another price."""
+        target -= self._took
         if self._active:
             self._credit += PROBE_SHARE * (target + draft + verify)
             self._deciding_credit += DECIDING_SHARE * (target + draft + verify)

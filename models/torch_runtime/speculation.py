@@ -164,7 +164,7 @@ class Speculator:
         """drafters: by name, the default one first. num_slots: of the target's pool."""
         self._info, self._clock, self.num_slots = info, clock, num_slots
         self.drafters = dict(drafters)
-        self.adaptive = AdaptiveSpeculation(info, drafters)
+        self.adaptive = AdaptiveSpeculation(info, drafters, clock)
 
     def check(self, speculation: Speculation) -> None:
         """Raises InvalidRequest for a drafter that isn't there."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from speculating_engine import SpeculatingEngine, again, auto, chain, rsd_c, shape_name
 from stepped_engine import END, Answer, random_distribution
@@ -17,7 +18,7 @@ from test_speculation_output import DRAFTS, EXACT, EXPECTED, SAMPLERS, SETTINGS,
 from test_speculation_output import TARGET as NOISY
 
 from models.scripted import Distribution
-from models.torch_runtime.adaptive import PLAIN_EVERY, PROBE_SHARE
+from models.torch_runtime.adaptive import DECIDING_SHARE, DECISIONS, PLAIN_EVERY, PROBE_SHARE, AdaptiveSpeculation
 from models.torch_runtime.batch import PackedBatch
 from models.torch_runtime.drafters import Drafter, ModelDrafter
 from models.torch_runtime.kv_pool import SlotPool
@@ -209,7 +210,7 @@ def until(engine: TimedEngine, answer: Answer, tokens: int) -> None:
 
 
 def test_probes_stay_within_their_share() -> None:
-    """A draft as dear as the target is tried, and what its trials take is 2 % of the time, after the first ones."""
+    """A draft as dear as the target is tried, and what its trials take is their share of the time, after the first."""
     options: dict[str, Any] = {"draft_cost": lambda tokens: 1.0}
     draft = TimedEngine(ENDLESS, {"draft": WRONG}, max_model_len=4096, num_slots=16384, **options)
     (request,) = asked(1, 3000, auto(drafter="draft"))
@@ -219,6 +220,34 @@ def test_probes_stay_within_their_share() -> None:
     assert rounds > 8
     assert draft.now < plain * (1 + PROBE_SHARE) + 30
     assert request.meter.spend.picked["off"] == 2999 - rounds - request.meter.spend.accepted_tokens
+
+
+@pytest.mark.parametrize(("draft", "cost", "pays"), [(WRONG, steep, False), (ENDLESS, flat, True)])
+def test_choosing_takes_little_where_nothing_pays(
+    draft: Distribution, cost: Cost, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing takes a tenth of a plain step. Where no tree pays it is done so seldom that it takes its share; where
+    trees pay, before every step of a new batch, and it is no part of what the target is believed to cost."""
+    engine = TimedEngine(ENDLESS, {"draft": draft}, cost, max_model_len=4096, num_slots=16384)
+    chosen: list[float] = []
+    expected = AdaptiveSpeculation._expected
+
+    def slow(self: AdaptiveSpeculation, ready: Any) -> Any:
+        engine.now += 0.1
+        chosen.append(engine.now)
+        return expected(self, ready)
+
+    monkeypatch.setattr(AdaptiveSpeculation, "_expected", slow)
+    (request,) = asked(1, 1500, auto(drafter="draft"))
+    engine.answers([request], max_steps=20_000)
+    spent = 0.1 * len(chosen) / engine.now
+    if pays:
+        assert request.meter.spend.rounds > request.meter.spend.picked["off"]
+    else:
+        assert len(chosen) > 2 * DECISIONS
+        assert spent < 1.2 * DECIDING_SHARE
+    costs = engine.engine.speculator.adaptive.costs.target
+    assert float(costs(np.array(1.0))) == pytest.approx(cost(1), abs=0.01)
 
 
 def test_one_step_in_many_is_plain_where_speculation_pays() -> None:
