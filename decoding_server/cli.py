@@ -43,11 +43,11 @@ def add_serve(parser: argparse.ArgumentParser, *, complete: bool) -> None:
 
     for name, field in ServerConfig.model_fields.items():
         text = (field.description or "").replace("%", "%%")
-        default = field.default
+        default = field.get_default(call_default_factory=True)
         if name == "model":
             parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=text)
             continue
-        if default not in (None, [], False, True):
+        if default not in (None, [], {}, False, True):
             text += f" (default {default})"
         flag = "--" + name.replace("_", "-")
         if isinstance(default, bool):
