@@ -55,6 +55,8 @@ def _script(context: list[int]) -> tuple[list[int], int]:
         if USER not in before:
             return [], 0
         start = len(before) - before[::-1].index(USER)
+        if END not in before[start:]:  # a draft tree's own tokens can spell half a chat
+            return [], 0
         return before[start : before.index(END, start)], len(context) - answer
     if ord("|") in context:
         end = context.index(ord("|"))

@@ -216,6 +216,7 @@ def test_a_run_over_http(tmp_path: Path, sandboxed: None, capsys: pytest.Capture
     (docs / documents.PAGE).write_text("# Page\n\n<!-- code-bench:begin -->\n<!-- code-bench:end -->\n\nEnd.\n")
     names = ("greedy", "best-of-n", "line", "tree", "sfs", "plain")
     given = command(tmp_path, "", *(word for name in names for word in ("--strategy", name)))
+    given += ["--concurrency", "1"]  # the coder's replies depend on the order of the questions
     with coder().serving() as runtime, serve_runtime(runtime) as server:
         given[given.index("--base-url") + 1] = f"{server.url}/v1"
         assert main([*given, "--write-docs", str(docs)]) == 0

@@ -123,7 +123,7 @@ def test_the_committed_pages_are_what_the_committed_numbers_make() -> None:
 
 def test_plots_are_small() -> None:
     sizes = {path.name: path.stat().st_size for path in (PAGES / "plots").iterdir()}
-    assert sorted(sizes) == ["bregman-example.svg", "bregman-kept.svg", "repetition.svg"]
+    assert {"bregman-example.svg", "bregman-kept.svg", "repetition.svg"} <= sizes.keys()
     assert max(sizes.values()) < 150_000
 
 
