@@ -31,7 +31,7 @@ class Outcome:
 def outcomes(rows: Sequence[Row]) -> dict[str, Outcome]:
     """Contenders in order of appearance; the samples become one contender for every vote and size."""
     found: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
+    for row in map(alone, compared(rows)):
         for name, part in expanded(row):
             found[name][row["question"]].append(part)
     results: dict[str, Outcome] = {}
@@ -44,6 +44,28 @@ def outcomes(rows: Sequence[Row]) -> dict[str, Outcome]:
             timed = [part["seconds"] for part in parts if part["seconds"] is not None]
             outcome.seconds[question] = statistics.fmean(timed) if timed else None
     return results
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """Those of questions that every contender has answered, so that all means are over the same ones."""
+    names = {row["contender"] for row in rows}
+    done: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        done[row["question"]].add(row["contender"])
+    return [row for row in rows if done[row["question"]] == names]
+
+
+def alone(row: Row) -> Row:
+    """The row as if nobody had asked before: the first contender of a question leaves its prompt in the cache, and each
+    question the worked examples. The whole prompt is computed once."""
+    found = row["prompt_tokens"] - max(1, row["prompt_tokens"] - row["cached_tokens"])
+    target = row["target_tokens"] + found
+    return {
+        **row,
+        "target_tokens": target,
+        "cached_tokens": row["cached_tokens"] - found,
+        "flops": row["flops"] * target / row["target_tokens"],
+    }
 
 
 def expanded(row: Row) -> list[tuple[str, Row]]:

@@ -94,18 +94,28 @@ def test_votes_are_drawn_from_the_first_samples() -> None:
 def test_the_table_compares_with_greedy_question_by_question() -> None:
     def plain(question: int, right: bool) -> dict[str, Any]:
         return {
-            "contender": "greedy", "question": question, "right": right, "target_tokens": 60, "cached_tokens": 0,
-            "output_tokens": 10, "flops": 5e8, "seconds": 1.0,
+            "contender": "greedy", "question": question, "right": right, "prompt_tokens": 50, "target_tokens": 60,
+            "cached_tokens": 0, "output_tokens": 10, "flops": 5e8, "seconds": 1.0,
         }  # fmt: skip
 
     rows = [plain(0, True), plain(1, False), plain(2, False)]
     rows += [samples_row(i, ["#### 2"] * 4, [0.5] * 4, "2") for i in range(3)]
+    rows.append(plain(3, True))  # nobody else has answered it
     found = {entry["contender"]: entry for entry in summary.table(rows)}
     assert found["greedy"]["accuracy"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["greedy"]["difference"] is None
     assert found["majority 4"]["difference"][0] == pytest.approx(2 / 3, abs=1e-4)
     assert found["greedy"]["low"] < 1 / 3 < found["greedy"]["high"]
     assert [entry["gflops"] for entry in summary.table(rows)] == sorted(entry["gflops"] for entry in found.values())
+
+
+@pytest.mark.parametrize(("target", "cached"), [(60, 0), (30, 30), (11, 49), (11, 449)])
+def test_the_cache_that_others_left_is_no_saving(target: int, cached: int) -> None:
+    """A prompt of 50 tokens and 10 more: whatever was cached of the prompt before, it is computed once."""
+    row = {"prompt_tokens": 50, "target_tokens": target, "cached_tokens": cached, "flops": target * 2.0}
+    found = summary.alone(row)
+    assert (found["target_tokens"], found["flops"]) == (60, 120.0)
+    assert found["cached_tokens"] == (400 if cached == 449 else 0)
 
 
 def test_wilson_interval_of_a_known_case() -> None:
