@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from models.request_check import check_generation
 from models.torch_runtime.engine import Engine
 from models.torch_runtime.sequence import Sequence as TokenSequence
+from strategies.delta_queue import DeltaQueue, Item
 from strategies.errors import (
     DecodingError,
     InvalidRequest,
@@ -18,22 +19,19 @@ from strategies.errors import (
     RequestFailed,
     RuntimeUnavailable,
 )
-from strategies.runtime import Delta, Generation, ModelInfo, RuntimeStatus
+from strategies.runtime import Generation, ModelInfo, RuntimeStatus
 from strategies.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Item = Delta | DecodingError
 
-
-class Stream:
+class Stream(DeltaQueue):
     """The answer to one generation, fed from the engine thread. Implements `GenerationStream` and `Sink`."""
 
     def __init__(self, runtime: "TorchRuntime", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._runtime = runtime
         self._loop = loop
-        self._items: deque[Item] = deque()
-        self._arrived = asyncio.Event()
         self.sequence: TokenSequence | None = None
         self.ended = False  # set by whoever puts the last item
 
@@ -42,26 +40,9 @@ class Stream:
         self.ended = isinstance(item, DecodingError) or item.finish_reason is not None
         self._runtime.outgoing.append((self, item))
 
-    def deliver(self, item: Item) -> None:
-        """Called on the event loop."""
-        self._items.append(item)
-        self._arrived.set()
-
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            while not self._items:
-                self._arrived.clear()
-                await self._arrived.wait()
-            item = self._items.popleft()
-            if isinstance(item, DecodingError):
-                raise item
-            yield item
-            if item.finish_reason is not None:
-                return
 
     def cancel(self) -> None:
         """See `GenerationStream.cancel`. Whoever still iterates gets RequestFailed."""

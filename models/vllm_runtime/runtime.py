@@ -4,8 +4,8 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -16,15 +16,15 @@ from models.vllm_runtime.notes import NoteReader
 from models.vllm_runtime.sequence import Sequence as TokenSequence
 from models.vllm_runtime.totals import Totals
 from strategies.budget import Meter
+from strategies.delta_queue import DeltaQueue, Item
 from strategies.errors import DecodingError, InvalidRequest, QueueFull, RequestFailed, RuntimeUnavailable
-from strategies.runtime import Delta, Generation, ModelInfo, RuntimeStatus
+from strategies.runtime import Generation, ModelInfo, RuntimeStatus
 from strategies.sampling.row import Row, stages_of
 from strategies.sampling.transform import Transform
 from strategies.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Item = Delta | DecodingError
 T = TypeVar("T")
 
 IDLE_ACCOUNTS = 128
@@ -54,35 +54,17 @@ class EngineThread:
             self.loop.close()
 
 
-class Stream:
+class Stream(DeltaQueue):
     """The answer to one generation, fed from the engine's loop. Implements `GenerationStream`."""
 
     def __init__(self, runtime: "VllmRuntime", loop: asyncio.AbstractEventLoop, generation: Generation) -> None:
+        super().__init__()
         self._runtime = runtime
         self.loop = loop
         self.generation = generation
-        self._items: deque[Item] = deque()
-        self._arrived = asyncio.Event()
         self.task: asyncio.Task[None] | None = None  # on the engine's loop
         self.cancelled = False
         self.ended = False  # set on the engine's loop, with the last item
-
-    def deliver(self, item: Item) -> None:
-        """Called on the caller's loop."""
-        self._items.append(item)
-        self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            while not self._items:
-                self._arrived.clear()
-                await self._arrived.wait()
-            item = self._items.popleft()
-            if isinstance(item, DecodingError):
-                raise item
-            yield item
-            if item.finish_reason is not None:
-                return
 
     def cancel(self) -> None:
         """See `GenerationStream.cancel`. Whoever still iterates gets RequestFailed."""

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from strategies.answer_text import AnswerText
-from strategies.errors import ContextLengthExceeded, DecodingError, RequestFailed
+from strategies.context_room import check_room
+from strategies.delta_queue import DeltaQueue, Item
+from strategies.errors import DecodingError, RequestFailed
 from strategies.runtime import Delta, FinishReason, Generation, Runtime, StopConditions, TokenLogprob
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
@@ -22,34 +23,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Item = Delta | DecodingError
 
-
-class ChoiceStream:
+class ChoiceStream(DeltaQueue):
     """One choice of the reply. Implements `GenerationStream`."""
 
     def __init__(self, run: "SearchRun") -> None:
+        super().__init__()
         self._run = run
-        self._items: deque[Item] = deque()
-        self._arrived = asyncio.Event()
         self.ended = False
 
     def put(self, item: Item) -> None:
         self.ended = isinstance(item, DecodingError) or item.finish_reason is not None
-        self._items.append(item)
-        self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            while not self._items:
-                self._arrived.clear()
-                await self._arrived.wait()
-            item = self._items.popleft()
-            if isinstance(item, DecodingError):
-                raise item
-            yield item
-            if item.finish_reason is not None:
-                return
+        self.deliver(item)
 
     def cancel(self) -> None:
         """Ends the whole search: its choices are found together."""
@@ -96,7 +81,8 @@ class SearchRun:
         self._sent_tokens: list[int] = []
         self._runtime = runtime
         search.check_context(self.context)
-        self._check_room()
+        # A search always generates, so max_tokens 0 is no excuse for a full context.
+        check_room(len(generation.prompt), generation.stopping.max_tokens or None, runtime.info.max_model_len)
         prefill = replace(
             generation, stopping=StopConditions(max_tokens=0), logprobs=None, prompt_logprobs=None, speculation=None
         )
@@ -193,23 +179,6 @@ class SearchRun:
         for stream in self.streams:
             if not stream.ended:
                 stream.put(error)
-
-    def _check_room(self) -> None:
-        """As the runtime does for a plain generation: the prompt must leave room for what is asked."""
-        length, limit = len(self.generation.prompt), self._runtime.info.max_model_len
-        asked = self.generation.stopping.max_tokens
-        if length >= limit:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {limit} tokens; the prompt has {length}, which leaves no room "
-                "to generate",
-                "prompt",
-            )
-        if asked is not None and length + asked > limit:
-            raise ContextLengthExceeded(
-                f"this model's maximum context length is {limit} tokens; {length} in the prompt and max_tokens {asked} "
-                "exceed it",
-                "max_tokens",
-            )
 
 
 def search_streams(runs: Sequence[SearchRun]) -> list[ChoiceStream]:
