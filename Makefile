@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test test-clients vllm-env test-vllm check check-deploy bench soak overload docs screenshots clean
+.PHONY: setup serve test test-clients vllm-env test-vllm check check-deploy bench soak overload docs site screenshots clean
 
 setup: $(VENV)/.ready
 
@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,browser]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,browser,docs]'
 	touch $@
 
 TORCH ?= torch==2.13.0
@@ -60,6 +60,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir "$$folder"
 
 # Manifests, rules and dashboards with the tools that read them, the image's steps in a fresh folder, replicas behind a
 # real router. promtool must be there (Debian: in the package prometheus).
@@ -78,6 +79,10 @@ overload: setup
 
 docs: setup
 	$(BIN)/python -m decoding_server.features --write
+
+# The documentation as a site, in build/site.
+site: setup
+	$(BIN)/mkdocs build --strict
 
 # Pictures for docs/playground.md; chromium must be there.
 screenshots: setup

@@ -59,12 +59,13 @@ def add_serve(parser: argparse.ArgumentParser, *, complete: bool) -> None:
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Talk to a running server. /reset forgets the conversation, /quit ends, Ctrl-C stops an answer."
+        "Talk to a running server. /help lists commands, such as /strategy NAME; Ctrl-C stops an answer."
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="address of the server (default %(default)s)")
     parser.add_argument("--model", help="served name; absent: the server's first")
     parser.add_argument("--api-key", help="key, where the server wants one")
     parser.add_argument("--system", help="system message")
+    parser.add_argument("--decoding", metavar="NAME|JSON", help="strategy, preset or `decoding` object to begin with")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--max-tokens", type=int, help="longest answer, in tokens")
 
@@ -235,5 +236,6 @@ def chat(flags: argparse.Namespace) -> int:
         model=flags.model,
         api_key=flags.api_key,
         system=flags.system,
+        decoding=flags.decoding,
         options={"temperature": flags.temperature, "max_tokens": flags.max_tokens},
     ).run()

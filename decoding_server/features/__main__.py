@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from decoding_server.features import operations
+from decoding_server.features import operations, parameters, strategy_matrix
 from decoding_server.features.comparison import Comparison, load
 from decoding_server.features.fields import Notes, Reference
 from decoding_server.features.markers import MarkerError, block, replaced
+from decoding_server.features.strategy_notes import StrategyNote, read_notes
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/features.md", "docs/api.md")
+PAGES = "docs/strategies"
+DOCUMENTS = (
+    *("README.md", "docs/features.md", "docs/api.md"),
+    *(f"{PAGES}/{page.name}" for page in sorted((ROOT / PAGES).glob("*.md"))),
+)
 
 
 def generators(root: Path = ROOT) -> Mapping[str, Callable[[], str]]:
@@ -22,7 +27,14 @@ def generators(root: Path = ROOT) -> Mapping[str, Callable[[], str]]:
     def comparison() -> Comparison:
         return load(root / "docs/peers.toml")
 
+    @cache
+    def notes() -> dict[str, StrategyNote]:
+        return read_notes(root / "docs/strategies.toml")
+
     return {
+        **parameters.tables(),
+        "strategy-matrix": lambda: strategy_matrix.matrix(notes()),
+        "strategy-overview": lambda: strategy_matrix.overview(notes()),
         "features": lambda: comparison().compact(),
         "all-features": lambda: comparison().full(),
         "fields": lambda: Reference(Notes(root / "docs/fields.toml")).markdown(),
@@ -35,11 +47,16 @@ def generators(root: Path = ROOT) -> Mapping[str, Callable[[], str]]:
     }
 
 
+def measured(path: Path) -> bool:
+    """Whether a document holds measurements too: those blocks are other programs'."""
+    return path.name == "README.md" or path.parent.name == "strategies"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 up to date or written, 1 stale, 2 a file that can't be used."""
     parser = argparse.ArgumentParser(prog="decoding_server.features", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", nargs="*", metavar="FILE", help=f"update these (default: {' '.join(DOCUMENTS)})")
+    action.add_argument("--write", nargs="*", metavar="FILE", help="update these (default: all)")
     action.add_argument("--check", nargs="*", metavar="FILE", help="say which of these are stale")
     action.add_argument("--print", metavar="BLOCK", help="print one block with its markers")
     options = parser.parse_args(arguments)
@@ -54,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in [Path(name) for name in chosen] or [ROOT / name for name in DOCUMENTS]:
         try:
             document = path.read_text(encoding="utf-8")
-            current = replaced(document, made)
+            current = replaced(document, made, foreign=measured(path))
         except (OSError, MarkerError) as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             return 2

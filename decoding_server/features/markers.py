@@ -25,12 +25,18 @@ def names(document: str) -> list[str]:
     return found
 
 
-def replaced(document: str, generators: Mapping[str, Callable[[], str]]) -> str:
-    """The document with every block as its generator makes it. Raises MarkerError."""
+def replaced(document: str, generators: Mapping[str, Callable[[], str]], *, foreign: bool = False) -> str:
+    """The document with every block as its generator makes it. foreign: blocks without a generator are another
+    program's and stay as they are. Raises MarkerError."""
     for name in names(document):
-        if name not in generators:
+        if name not in generators and not foreign:
             raise MarkerError(f"there is no block {name!r}; there are: {', '.join(sorted(generators))}")
-    return BLOCK.sub(lambda match: block(match["name"], generators[match["name"]]()), document)
+
+    def made(match: re.Match[str]) -> str:
+        generator = generators.get(match["name"])
+        return match[0] if generator is None else block(match["name"], generator())
+
+    return BLOCK.sub(made, document)
 
 
 def with_block(document: str, name: str, text: str) -> str:

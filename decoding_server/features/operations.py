@@ -1,7 +1,7 @@
 """Reference of what operators see: endpoints, configuration, metrics, errors and strategies, each from the code."""
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from pydantic_core import PydanticUndefined
@@ -12,9 +12,9 @@ from decoding_server.cross_origin import cross_origin_refused
 from decoding_server.errors import BodyTooLarge, Failure, InvalidField, KeyLimited, failure_of, unauthorized
 from decoding_server.features.comparison import markdown_table
 from decoding_server.features.routes import routes
+from decoding_server.features.strategy_notes import documented
 from decoding_server.metrics import STANDARD, KeyMetrics, ProgramMetrics, RequestMetrics, RuntimeCollector
 from decoding_server.wire.refusal import HEAD_TOO_LARGE, MALFORMED, TOO_SLOW
-from strategies import registry
 from strategies.errors import (
     ContextLengthExceeded,
     ModelNotFound,
@@ -127,14 +127,7 @@ def metrics() -> str:
 
 def strategies() -> str:
     """Built-in strategies that requests can name; plug-ins are not listed."""
-    rows = []
-    for kind in get_args(registry.Kind):
-        for name, strategy in sorted(registry.registered(kind).items()):
-            slot = getattr(strategy, "slot", kind)
-            if slot is not None and strategy.__module__.startswith("strategies."):
-                summary = " ".join((strategy.__doc__ or "").strip().split("\n\n")[0].split())
-                runtimes = ", ".join(getattr(strategy, "runtimes", registry.RUNTIMES))
-                rows.append([f"`{name}`", f"`{slot}`", summary, runtimes])
     return markdown_table(
-        ["name", "slot of `decoding`", "what it does", "runtimes"], sorted(rows, key=lambda row: (row[1], row[0]))
+        ["name", "slot of `decoding`", "what it does", "runtimes"],
+        [[f"`{one.name}`", f"`{one.slot}`", one.summary, ", ".join(one.runtimes)] for one in documented().values()],
     )

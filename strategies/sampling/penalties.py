@@ -24,7 +24,7 @@ class RepetitionPenalty(Transform):
     stage: ClassVar = Stage.PENALTY
     rank: ClassVar = 10
 
-    penalty: Annotated[float, Field(gt=0, le=1e6)]
+    penalty: Annotated[float, Field(gt=0, le=1e6, description="The divisor; 1 is off, below 1 favours repetition.")]
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
@@ -49,8 +49,8 @@ class CountPenalty(Transform):
     stage: ClassVar = Stage.PENALTY
     rank: ClassVar = 20
 
-    presence: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence: Annotated[float, Field(ge=-2, le=2, description="Subtracted once from each token of the output.")] = 0.0
+    frequency: Annotated[float, Field(ge=-2, le=2, description="Subtracted for each time that a token occurs.")] = 0.0
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:

@@ -44,7 +44,7 @@ class TopK(Transform):
     rank: ClassVar = 10
     greedy: ClassVar = False
 
-    k: Annotated[int, Field(ge=1)]
+    k: Annotated[int, Field(ge=1, description="Tokens kept; ties with the last one stay.")]
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
@@ -63,7 +63,7 @@ class TopP(Transform):
     rank: ClassVar = 20
     greedy: ClassVar = False
 
-    p: Annotated[float, Field(gt=0, le=1)]
+    p: Annotated[float, Field(gt=0, le=1, description="Least probability mass kept; 1 keeps everything.")]
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:
@@ -97,7 +97,7 @@ class MinP(Transform):
     rank: ClassVar = 30
     greedy: ClassVar = False
 
-    p: Annotated[float, Field(gt=0, le=1)]
+    p: Annotated[float, Field(gt=0, le=1, description="Least probability kept, as a share of the largest one.")]
 
     @classmethod
     def apply(cls, logits: Tensor, rows: Sequence["Row"], stages: Sequence[Self]) -> Tensor:

@@ -17,9 +17,21 @@ class AnswerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    rules: Annotated[tuple[AnswerRule, ...], Field(strict=False, min_length=1, max_length=6)] = DEFAULT_RULES
-    choices: Annotated[str, Field(pattern="^[A-Za-z]{2,26}$")] = "ABCDEFGHIJ"
-    pattern: str | None = None
+    rules: Annotated[
+        tuple[AnswerRule, ...],
+        Field(
+            strict=False,
+            min_length=1,
+            max_length=6,
+            description="How an answer is found in a solution: tried in order, the first that finds something decides.",
+        ),
+    ] = DEFAULT_RULES
+    choices: Annotated[str, Field(pattern="^[A-Za-z]{2,26}$", description="The letters of the rule `choice`.")] = (
+        "ABCDEFGHIJ"
+    )
+    pattern: Annotated[
+        str | None, Field(description="The regular expression of the rule `pattern`; its first group is the answer.")
+    ] = None
 
     @model_validator(mode="after")
     def _pattern(self) -> "AnswerOptions":

@@ -37,8 +37,14 @@ class FinalOptions(CompletionOptions):
     """How one of the completed answers is chosen, and whether foresight paths that ended by themselves are taken for
     completions (null: only under a budget)."""
 
-    select: FinalChoice | None = None
-    reuse_foresight: bool | None = None
+    select: FinalChoice | None = Field(
+        default=None,
+        description="Draws among the completions, takes the most probable, or draws within the larger of two clusters.",
+    )
+    reuse_foresight: bool | None = Field(
+        default=None,
+        description="Takes foresight that ended by itself for the completion; null: only under a budget.",
+    )
 
 
 class Phi(Search):

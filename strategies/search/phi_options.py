@@ -27,9 +27,13 @@ class StepOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    end: StepRule = "newline"
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    temperature: Temperature | None = 0.6
+    end: Annotated[StepRule, Field(description="What ends a step: a line, a blank line, or a number of tokens.")] = (
+        "newline"
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Where a step is cut, 1024; the length of a chunk, 64."
+    )
+    temperature: Temperature | None = Field(default=0.6, description="Of the rollouts; null: the request's.")
 
     @property
     def step_ends(self) -> tuple[str, ...]:
@@ -48,8 +52,11 @@ class ForesightOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    max_tokens: Annotated[int, Field(ge=0, le=16384)] = 1024
-    temperature: Temperature | None = 1.0
+    max_tokens: Annotated[
+        int,
+        Field(ge=0, le=16384, description="Most tokens of a look ahead; 0: steps are drawn by their own likelihood."),
+    ] = 1024
+    temperature: Temperature | None = Field(default=1.0, description="Null: the request's.")
 
 
 class CompletionOptions(BaseModel):
@@ -57,5 +64,7 @@ class CompletionOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    max_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
-    temperature: Temperature | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        default=None, description="Of the completions; null: what the request allows."
+    )
+    temperature: Temperature | None = Field(default=None, description="Null: the request's.")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from scripted_server import make_runtime
@@ -97,6 +98,18 @@ def test_the_verifier_chooses(serve):
             {"id": i, "question": "?|", "steps": [node["text"]], "text": node["text"], "complete": True}
             for i, node in enumerate(nodes)
         ]
+
+
+def test_the_documentation_shows_what_a_verifier_is_told(serve):
+    page = (Path(__file__).parents[2] / "docs/strategies/values.md").read_text(encoding="utf-8")
+    shown = json.loads(page.partition("The server sends this")[2].partition("```json\n")[2].partition("```")[0])
+    with verifying() as verifier:
+        assert search(serve({"verifier_url": verifier.url})).status_code == 200
+        told = verifier.bodies[0]
+    assert set(shown) == set(told)
+    assert {name: type(value) for name, value in shown["items"][0].items()} == {
+        name: type(value) for name, value in told["items"][0].items()
+    }
 
 
 def test_the_question_of_a_chat_is_its_last_user_turn(serve):

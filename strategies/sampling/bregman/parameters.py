@@ -26,13 +26,29 @@ class BregmanParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
-    alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf"] = 1.5
-    mode: Mode = "primal"
-    lambda_: Annotated[float, Field(ge=0)] | None = Field(default=None, alias="lambda")
-    tau: Annotated[float, Field(ge=0, le=1)] | None = None
-    k: Annotated[int, Field(ge=1)] | None = None
-    k_min: Annotated[int, Field(ge=1)] = 1
-    k_max: Annotated[int, Field(ge=1)] | None = None
+    alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["inf", "-inf"] = Field(
+        default=1.5,
+        description="The divergence. Primal: 0.25 to 8; dual: 1.05 to 8. With a fixed k: -4 to 8 (dual: 1 to 8), inf, "
+        "and -inf (primal only).",
+    )
+    mode: Annotated[Mode, Field(description="Which argument of the divergence is the distribution drawn from.")] = (
+        "primal"
+    )
+    lambda_: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, alias="lambda", description="Price of a kept token; 0 keeps the distribution."
+    )
+    tau: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="The same price, as the probability of a token whose dropping costs just lambda. In the primal a "
+        "more likely one is kept, and at most 1 / tau are.",
+    )
+    k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="A fixed number of tokens instead: only the renormalisation is Bregman's."
+    )
+    k_min: Annotated[int, Field(ge=1, description="Least tokens kept, with lambda or tau.")] = 1
+    k_max: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Most tokens kept, with lambda or tau; absent: 1024."
+    )
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:

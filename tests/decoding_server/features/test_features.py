@@ -13,7 +13,10 @@ from decoding_server.features.comparison import load
 from decoding_server.features.fields import declared, range_of, type_of
 from decoding_server.features.markers import MarkerError, block, names, replaced
 from decoding_server.features.operations import errors, metrics
+from decoding_server.features.parameters import table, tables
 from decoding_server.features.routes import routes
+from decoding_server.features.strategy_matrix import matrix
+from decoding_server.features.strategy_notes import documented, read_notes
 from decoding_server.features.support import honoured, served, unknown_field
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -158,6 +161,67 @@ def test_blocks_are_replaced_and_nothing_else():
         replaced(document, {"one": lambda: "new"})
     with pytest.raises(MarkerError, match="begin as"):
         names("<!-- one:begin -->\nnever ended\n")
+
+
+def test_blocks_of_other_programs_stay_where_they_may_be():
+    document = f"{block('one', 'old')}\n{block('measured', 'theirs')}\n"
+    assert replaced(document, {"one": lambda: "new"}, foreign=True) == document.replace("old", "new")
+
+
+class Outer(BaseModel):
+    """A strategy with what schemas can hold."""
+
+    inner: Inner = Field(default=Inner(), description="unused")
+    shares: Annotated[tuple[float, ...], Field(description="Shares.")] = (0.5, 1.0)
+    on: bool = True
+    least: Annotated[float | None, Field(ge=0, description="Least.")] = None
+    kind: Literal["a", "b"] = "b"
+    needed: Annotated[int, Field(gt=0, description="No default.")]
+
+
+def test_parameters_of_a_strategy_are_those_of_its_schema():
+    assert table(Outer).splitlines()[2:] == [
+        "| `inner.size` | integer | `3` |  |  |",
+        "| `shares` | list of number | `0.5`, `1` |  | Shares. |",
+        "| `on` | boolean | `true` |  |  |",
+        "| `least` | number | – | ≥ 0 | Least. |",
+        "| `kind` | `a`, `b` | `b` |  |  |",
+        "| `needed` | integer | required | > 0 | No default. |",
+    ]
+
+
+def test_shared_parameters_are_in_a_table_of_their_own():
+    rebase = tables()["parameters-rebase"]()
+    assert "| `samples` | integer | `16` |" in rebase
+    assert "| `final` |" in rebase  # of the base that only some share
+    for name, parameter in (("steps", "step_tokens"), ("values", "value"), ("searches", "trace")):
+        assert f"| `{parameter}` |" not in rebase
+        assert f"| `{parameter}` |" in tables()[f"parameters-{name}"]()
+    assert tables()["parameters-code-greedy"]() == "No parameters of its own."
+
+
+def test_every_parameter_says_what_it_means():
+    empty = [(name, row) for name, make in tables().items() for row in make().splitlines()[2:] if row.endswith("|  |")]
+    assert empty == []
+
+
+def test_the_matrix_has_every_strategy_once_and_is_short():
+    made = matrix(read_notes(ROOT / "docs/strategies.toml"))
+    rows = [line for line in made.splitlines() if line.startswith("| [")]
+    assert len(rows) <= 16
+    for name in documented():
+        assert sum(f"[`{name}`]" in row for row in rows) == 1, name
+    (greedy,) = [row for row in rows if "[`code-greedy`]" in row]
+    assert [cell.strip() for cell in greedy.split("|")[2:9]] == ["`search`", "–", "◐", "●", "●", "–", "●"]
+    (chain,) = [row for row in rows if "[`chain`]" in row]
+    assert [cell.strip() for cell in chain.split("|")[2:10]] == ["`speculation`", "●", "●", "●", "●", "●", "●", "torch"]
+
+
+def test_notes_and_strategies_have_to_agree(tmp_path):
+    path = tmp_path / "strategies.toml"
+    path.write_text('[nonsense]\npage = "a.md"\nuse = "never"\ncost = "all"\n')
+    with pytest.raises(ValueError, match="nonsense"):
+        read_notes(path)
 
 
 def test_write_and_check(tmp_path, capsys):
