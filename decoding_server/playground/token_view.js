@@ -4,6 +4,7 @@ import { arrowKeys, el, oncePerFrame, percent, visible } from "./element.js";
 import { penaltyNote } from "./penalty_note.js";
 
 const SHOWN = 12;
+const NOTHING = 1e-6;
 
 export class TokenView {
   constructor() {
@@ -105,7 +106,9 @@ function mass(token) {
 }
 
 function table(token) {
-  const rows = token.candidates.slice(0, SHOWN).map((one) =>
+  // Where few tokens are possible, the rest of the list is none.
+  const possible = token.candidates.filter((one) => one.final > 0 || one.raw > NOTHING);
+  const rows = possible.slice(0, SHOWN).map((one) =>
     el(
       "tr",
       { class: one.id === token.id ? "drawn" : one.final === 0 ? "out" : "" },

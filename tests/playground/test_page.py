@@ -118,6 +118,8 @@ def test_the_penalty_shows_its_tokens_and_what_repeats(page: Visit) -> None:
     page.ask(LOOP)
     page.finished()
     page.page.locator('.token.penalised[aria-label^="x,"]').last.click()
+    # Of one possible token there is one row: nothing is said of what has no chance.
+    expect(page.part("Tokens").locator(".detail tbody tr")).to_have_count(1)
     note = page.page.locator(".penalty")
     expect(note).to_contain_text("in python")
     expect(note).to_contain_text(re.compile(r"Repeats \d+ times: a unit of one of lines"))
@@ -284,6 +286,24 @@ def test_two_lanes_beside_each_other(page: Visit) -> None:
     assert left is not None
     assert right is not None
     assert left["x"] + left["width"] <= right["x"]
+
+
+def test_the_cost_can_be_read_in_narrow_lanes(visit: Callable[..., Visit]) -> None:
+    """A number is never broken over two lines."""
+    page = visit(viewport={"width": 980, "height": 640})
+    page.page.get_by_label("Compare two").check()
+    page.choose("search", "majority", "B")
+    page.ask("a number of characters that makes counts of two digits and more")
+    page.finished("A")
+    page.finished("B")
+    lines = """() => [...document.querySelectorAll('[aria-label="Cost"] dd')].map(one => {
+        const range = document.createRange();
+        range.selectNodeContents(one);
+        return range.getClientRects().length;
+    })"""
+    found = page.page.evaluate(lines)
+    assert len(found) > 8
+    assert set(found) == {1}
 
 
 def test_a_preset(page: Visit) -> None:
