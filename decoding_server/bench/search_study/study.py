@@ -11,11 +11,11 @@ from typing import Any
 
 from decoding_server import __version__
 from decoding_server.bench import machine
+from decoding_server.bench.answer_grading import AnswerGrader
 from decoding_server.bench.rows import RowFile
 from decoding_server.bench.search_study import summary
 from decoding_server.bench.search_study.asking import Row, ask, key
 from decoding_server.bench.search_study.contenders import SAMPLES, Contender, contenders
-from decoding_server.bench.search_study.grading import Grader
 from decoding_server.bench.search_study.questions import Question, load
 from models.loading import resolve
 from models.torch_runtime.load import EngineOptions, load_runtime
@@ -83,12 +83,14 @@ class Study:
         runtime = load_runtime(files, EngineOptions(max_num_seqs=64, max_model_len=2048))
         self.runs.append([self._facts(runtime.info.name)])
         try:
-            with Grader() as grader:
+            with AnswerGrader() as grader:
                 return asyncio.run(self._measure(runtime, grader, todo))
         finally:
             runtime.close()
 
-    async def _measure(self, runtime: Runtime, grader: Grader, todo: list[tuple[Contender, Question, int]]) -> bool:
+    async def _measure(
+        self, runtime: Runtime, grader: AnswerGrader, todo: list[tuple[Contender, Question, int]]
+    ) -> bool:
         began, done, total = time.monotonic(), 0, len(todo)
         scorers = self._scorers(runtime)
         places = asyncio.Semaphore(self.settings.concurrency)
