@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from decoding_server.bench import workload_file
 from decoding_server.bench.code.flags import add_flags as add_code_flags
 from decoding_server.bench.quality import flags as quality_flags
+from decoding_server.bench.serving import flags as serving_flags
 
 if TYPE_CHECKING:
     from decoding_server.config import ServerConfig
@@ -25,6 +26,9 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     quality_flags.describe(
         commands.add_parser("quality", help="strategies under equal budgets on a data set: accuracy against cost")
     )
+    serving_flags.describe(
+        commands.add_parser("serve", help="latency and throughput of a running server under load, by strategy")
+    )
 
 
 def bench(flags: argparse.Namespace) -> int:
@@ -32,7 +36,7 @@ def bench(flags: argparse.Namespace) -> int:
     from decoding_server.config import ConfigError
 
     try:
-        return {"code": code, "quality": quality}[flags.bench](flags)
+        return {"code": code, "quality": quality, "serve": serve}[flags.bench](flags)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,3 +71,11 @@ def quality(flags: argparse.Namespace) -> int:
     from decoding_server.cli import load_runtime
 
     return run(flags, config, load_runtime)
+
+
+def serve(flags: argparse.Namespace) -> int:
+    flags = workload_file.merged(flags, serving_flags.add_flags, serving_flags.DEFAULTS)
+    flags = serving_flags.complete(flags)
+    from decoding_server.bench.serving.command import run
+
+    return run(flags)

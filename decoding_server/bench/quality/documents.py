@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from decoding_server.bench import markdown
 from decoding_server.bench.figures import COLOURS, STYLE, save
+from decoding_server.bench.tables import Table, known
 
 Results = dict[str, Any]
 PLOT = "frontier.svg"
@@ -26,14 +26,14 @@ def section(results: Results, plot: str | None = None) -> str:
     run = results["run"]
     parts = [
         f"### {run['label']}, {run['dataset']}",
-        accuracy(results),
-        *([] if not results["optimal"] else [best(results)]),
+        accuracy(results).markdown(),
+        *([] if not results["optimal"] else [best(results).markdown()]),
         facts(results),
     ]
     return "\n\n".join(parts + ([] if plot is None else [f"![Error against cost, and accuracy by budget]({plot})"]))
 
 
-def accuracy(results: Results) -> str:
+def accuracy(results: Results) -> Table:
     base = results["table"][0]["strategy"]
     header = [
         *("strategy", "budget", "accuracy", "95 %", f"over {base} (95 %)"),
@@ -58,10 +58,10 @@ def accuracy(results: Results) -> str:
                 ", ".join(f"{name} {value:.1f}".removesuffix(".0") for name, value in entry["width"].items()),
             ]
         )
-    return markdown.table(header, lines)
+    return Table(header, lines)
 
 
-def best(results: Results) -> str:
+def best(results: Results) -> Table:
     """The compute-optimal strategy for each budget."""
     cost = results["frontier_cost"]
     header = ["budget", "least error", "accuracy", "measured under", "GFLOP" if cost == "flops" else UNITS[cost]]
@@ -76,7 +76,7 @@ def best(results: Results) -> str:
         ]
         for entry in results["optimal"]
     ]
-    return markdown.table([*header, "not told apart"], lines)
+    return Table([*header, "not told apart"], lines)
 
 
 def facts(results: Results) -> str:
@@ -94,8 +94,8 @@ def facts(results: Results) -> str:
         f"computed; every answer pays for its whole prompt. Accuracy: Wilson interval; differences to {base} in points "
         "under the same budget, paired bootstrap over tasks; costs are means per task; seconds are of answers that "
         "shared the machine. “Not told apart”: under this budget, the paired interval to the best holds zero."
-        f"{known_cost}{unfinished}{too_long} Commit {run['commit']}, {run['date']}; {run['machine']['processor']}, "
-        f"{run['machine']['cores']} cores; "
+        f"{known_cost}{unfinished}{too_long} Commit {', '.join(run['commits'])}, {run['date']}; "
+        f"{run['machine']['processor']}, {run['machine']['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         + f"; {results['rows']} rows."
     )
@@ -103,10 +103,6 @@ def facts(results: Results) -> str:
 
 def amount(budget: float | None) -> str:
     return "none" if budget is None else f"{budget:,.0f}" if budget < 1e7 else f"{budget:.2g}"
-
-
-def known(value: float | None, how: str, unit: float = 1) -> str:
-    return "unknown" if value is None else format(value / unit, how)
 
 
 def draw(results: Results, path: Path) -> None:

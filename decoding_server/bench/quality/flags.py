@@ -66,7 +66,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Nothing has a default here, so that a workload file can tell what the command line says."""
-    add = _adder(parser)
+    add = adder(parser)
     add("--workload", type=Path, metavar="FILE", help="YAML file with any of these flags; the command line wins")
     add("--dataset", metavar="FILE_OR_HF", help="JSON lines (.gz too), HumanEval's or MBPP's file, or hf:NAME")
     add("--dataset-config", metavar="NAME", help="of a data set of the hub")
@@ -119,7 +119,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             add(flag, metavar="VALUE", help="as of `serve`")
 
 
-def _adder(parser: argparse.ArgumentParser) -> Any:
+def adder(parser: argparse.ArgumentParser) -> Any:
     def add(*names: str, **options: Any) -> None:
         parser.add_argument(*names, default=argparse.SUPPRESS, **options)
 

@@ -62,16 +62,21 @@ class Study:
     runs: RowFile = field(init=False)
     failed: list[str] = field(init=False, default_factory=list)
     _prompts: dict[str, int] = field(init=False, default_factory=dict)
+    _data: str = field(init=False)
+    _digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
         self.tasks = self.dataset.subset(settings.count, settings.subset)
+        data = json.dumps([[task.name, task.prompt, task.gold] for task in self.dataset.tasks])
+        self._data = hashlib.sha256(data.encode()).hexdigest()
+        self._digests = {one.name: self.digest(one) for one in self.strategies}
         settings.output.mkdir(parents=True, exist_ok=True)
         self.rows = RowFile(settings.output / ROWS)
         self.runs = RowFile(settings.output / RUNS)
 
-    def key(self, strategy: Strategy, task: Task, budget: float | None, seed: int) -> str:
-        """Of everything that a row depends on, so that one folder can hold several runs."""
+    def digest(self, strategy: Strategy) -> str:
+        """Of everything that a strategy's rows depend on, so that one folder can hold several runs."""
         settings = self.settings
         facts = [
             settings.model,
@@ -79,12 +84,13 @@ class Study:
             [asdict(scale) for scale in strategy.scales],
             asdict(settings.asking),
             settings.grading,
-            task.prompt,
-            task.gold,
+            self._data,
         ]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        shown = "-" if budget is None else f"{budget:g}"
-        return f"{strategy.name}|{shown}|{task.name}|{seed}|{digest}"
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def key(self, strategy: Strategy, task: Task, budget: float | None, seed: int) -> str:
+        shown = "-" if budget is None else str(budget)
+        return f"{strategy.name}|{shown}|{task.name}|{seed}|{self._digests[strategy.name]}"
 
     def keys(self, chain: Chain) -> list[str]:
         strategy, task, seed = chain
@@ -116,7 +122,7 @@ class Study:
         self.show("opening", total - missing, total)
         endpoint, grader, close = await opened()
         try:
-            run = {**provenance.facts(), **self._facts(endpoint)}
+            run = {**provenance.facts(), **self._facts(endpoint.model, extended=endpoint.extended)}
             self.runs.append([run])
             workers = Workers(self.settings.concurrency, self.settings.seconds, self.show, total - missing, total)
             todo = [chain for chain in self.chains() if not self.rows.has(self.keys(chain))]
@@ -184,13 +190,13 @@ class Study:
             self._prompts[task.name] = await endpoint.tokens(asking.messages(task))
         return self._prompts[task.name]
 
-    def _facts(self, endpoint: Endpoint) -> Row:
+    def _facts(self, model: str, *, extended: bool) -> Row:
         settings, asking = self.settings, self.settings.asking
         return {
             "kind": KIND,
-            "model": endpoint.model,
-            "label": settings.label or endpoint.model,
-            "extended": endpoint.extended,
+            "model": model,
+            "label": settings.label or model,
+            "extended": extended,
             "dataset": self.dataset.title,
             "grader": self.dataset.grader,
             "tasks": len(self.tasks),
@@ -215,9 +221,17 @@ class Study:
         """The numbers and what they were measured on; None before the first row. Written to results.json too."""
         keys = set(self.all_keys())
         rows = [row for row in self.rows.rows if row["key"] in keys]
-        if not rows or not self.runs.rows:
+        if not rows:
             return None
-        run = {**self.runs.rows[-1], "missing": len(keys) - len(rows)}
+        used = {row["run"] for row in rows}
+        last = [run for run in self.runs.rows if run["key"] in used][-1]
+        run = {
+            **last,
+            **self._facts(last["model"], extended=last["extended"]),
+            "commits": sorted({run["commit"] for run in self.runs.rows if run["key"] in used}),
+            "missing": len(keys) - len(rows),
+            "digests": self._digests,
+        }
         found = {"run": run, **summary.results(rows, [one.name for one in self.strategies])}
         (self.settings.output / RESULTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return found

@@ -5,13 +5,12 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from decoding_server import __version__
-from decoding_server.bench import machine
+from decoding_server.bench import provenance
 from decoding_server.bench.answer_grading import AnswerGrader
+from decoding_server.bench.progress import Show
 from decoding_server.bench.rows import RowFile
 from decoding_server.bench.search_study import summary
 from decoding_server.bench.search_study.asking import Row, ask, key
@@ -22,9 +21,6 @@ from models.torch_runtime.load import EngineOptions, load_runtime
 from strategies.runtime import Runtime
 from strategies.scoring.value import ValueFunction
 
-PACKAGES = ("torch", "transformers", "tokenizers")
-
-Report = Callable[[str, int, int], None]
 Scorers = Callable[[Runtime], Mapping[str, ValueFunction]]
 
 
@@ -49,7 +45,7 @@ class Settings:
 class Study:
     """Raises ModelLoadError, OSError, ValueError."""
 
-    def __init__(self, settings: Settings, scorers: Scorers, report: Report) -> None:
+    def __init__(self, settings: Settings, scorers: Scorers, report: Show) -> None:
         self.settings = settings
         self._scorers = scorers
         self._report = report
@@ -117,17 +113,13 @@ class Study:
     def _facts(self, model: str) -> Row:
         settings = self.settings
         return {
-            "key": f"{time.time():.3f}",
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": machine.commit(),
+            **provenance.facts(),
             "model": model,
             "questions": len(self.questions),
             "concurrency": settings.concurrency,
             "max_tokens": settings.max_tokens,
             "value": settings.value,
             "contenders": {one.name: {"temperature": one.temperature, "search": one.search} for one in self.contenders},
-            "versions": {"decoding-server": __version__, **{package: version(package) for package in PACKAGES}},
-            "machine": machine.describe(),
         }
 
     def results(self) -> dict[str, Any] | None:
