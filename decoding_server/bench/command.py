@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from decoding_server.bench import workload_file
 from decoding_server.bench.code.flags import add_flags as add_code_flags
 from decoding_server.bench.quality import flags as quality_flags
+from decoding_server.bench.reporting import flags as reporting_flags
 from decoding_server.bench.serving import flags as serving_flags
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     serving_flags.describe(
         commands.add_parser("serve", help="latency and throughput of a running server under load, by strategy")
     )
+    reporting_flags.describe(commands.add_parser("report", help="a page from the raw rows of one run, or of two"))
 
 
 def bench(flags: argparse.Namespace) -> int:
@@ -36,7 +38,7 @@ def bench(flags: argparse.Namespace) -> int:
     from decoding_server.config import ConfigError
 
     try:
-        return {"code": code, "quality": quality, "serve": serve}[flags.bench](flags)
+        return {"code": code, "quality": quality, "serve": serve, "report": report}[flags.bench](flags)
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,5 +79,11 @@ def serve(flags: argparse.Namespace) -> int:
     flags = workload_file.merged(flags, serving_flags.add_flags, serving_flags.DEFAULTS)
     flags = serving_flags.complete(flags)
     from decoding_server.bench.serving.command import run
+
+    return run(flags)
+
+
+def report(flags: argparse.Namespace) -> int:
+    from decoding_server.bench.reporting.command import run
 
     return run(flags)

@@ -1,7 +1,7 @@
 """SVG files that are small, and the same bytes for the same numbers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
@@ -18,6 +18,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Told apart by readers who don't see all colours (Paul Tol's bright scheme)."""
 
 
-def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+def save(figure: Figure, target: Path | BinaryIO) -> None:
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")

@@ -22,6 +22,8 @@ from decoding_server.bench.workers import Workers
 from strategies.errors import InvalidRequest
 from strategies.sandbox.sandbox import Sandbox
 
+KIND = "code"
+
 Open = Callable[[], Awaitable[tuple[Endpoint, Sandbox, Callable[[], Awaitable[None]]]]]
 """Opens what a run needs: whom to ask, the sandbox, and how to close both."""
 Cell = tuple[Contender, CodeTask, int]
@@ -65,7 +67,7 @@ class Study:
         self.runs = RowFile(settings.output / "runs.jsonl")
         self.failed: list[str] = []
 
-    def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
+    def digest(self, contender: Contender) -> str:
         """Of everything that a row depends on, so that one folder can hold several runs."""
         settings = self.settings
         facts = [
@@ -78,8 +80,10 @@ class Study:
             settings.max_tokens,
             settings.temperature,
         ]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{contender.name}|{task.name}|{seed}|{digest}"
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
+        return f"{contender.name}|{task.name}|{seed}|{self.digest(contender)}"
 
     def cells(self) -> list[Cell]:
         """Task by task, so that a run that is cut off has compared all strategies on some."""
@@ -144,6 +148,7 @@ class Study:
     def _facts(self, model: str, sandbox: Sandbox) -> Row:
         return {
             **provenance.facts(),
+            "kind": KIND,
             "model": model,
             "sandbox": sandbox.backend.name,
             "concurrency": self.settings.concurrency,
@@ -169,6 +174,8 @@ class Study:
             "max_tokens": settings.max_tokens,
             "missing": len(keys) - len(rows),
             "strategies": {one.name: one.search for one in self.contenders},
+            "digests": {one.name: self.digest(one) for one in self.contenders},
+            "task_names": [task.name for task in self.tasks],
         }
         found = {"run": run, "table": summary.table(rows, [one.name for one in self.contenders], settings.k)}
         (settings.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

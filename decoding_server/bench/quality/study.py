@@ -231,6 +231,7 @@ class Study:
             "commits": sorted({run["commit"] for run in self.runs.rows if run["key"] in used}),
             "missing": len(keys) - len(rows),
             "digests": self._digests,
+            "task_names": [task.name for task in self.tasks],
         }
         found = {"run": run, **summary.results(rows, [one.name for one in self.strategies])}
         (self.settings.output / RESULTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -75,11 +75,11 @@ def facts(results: Results) -> str:
     length = "exactly" if run["ignore_eos"] else "at most"
     return (
         f"{run['model']}, {run['requests']} requests a load after {run['warm_up']} untimed ones, {run['data']}, "
-        f"{length} {run['max_tokens']} tokens an answer, temperature {run['temperature']:g} where a strategy says none; "
-        f"seeds {', '.join(map(str, run['seeds']))}. Latencies are p50 / p90 / p99 of answered requests, from when a "
-        "request was due; between chunks: of all gaps of all answers (a chunk may hold several tokens); per further "
-        "token: of the answers' means. Rates count from the first request to the end of the last answer; the client sent "
-        f"no request more than {1000 * lag:.0f} ms late.{goodput}{unfinished} Commit {', '.join(run['commits'])} of the "
+        f"{length} {run['max_tokens']} tokens an answer, temperature {run['temperature']:g} unless a strategy says so, "
+        f"seeds {', '.join(map(str, run['seeds']))}. Latencies are p50 / p90 / p99 of answered requests, from when one "
+        "was due; between chunks: of all gaps of all answers (a chunk may hold several tokens); per further token: of "
+        "the answers' means. Rates count from the first request to the end of the last answer; the client sent no "
+        f"request more than {1000 * lag:.0f} ms late.{goodput}{unfinished} Commit {', '.join(run['commits'])} of the "
         f"benchmark, {run['date']}; {run['machine']['processor']}, {run['machine']['cores']} cores; "
         f"{results['rows']} rows."
     )

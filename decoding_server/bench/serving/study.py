@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ KIND = "serve"
 WIDTH = 8.0
 """Answers that a search samples, where its strategy leaves that open."""
 DIGITS = 6
+Ask = Callable[[int, float | None], Awaitable[None]]
+"""Of a request's number, and when it is due: None for as soon as this is called."""
 Point = tuple[Load, Strategy, int]
 
 
@@ -68,12 +71,7 @@ class Study:
             *(settings.server, settings.data, settings.requests, settings.warm_up, settings.max_tokens),
             *(settings.ignore_eos, settings.temperature, settings.timeout),
         ]
-        self._digests = {
-            one.name: hashlib.sha256(json.dumps([*shared, one.request(WIDTH)], sort_keys=True).encode()).hexdigest()[
-                :12
-            ]
-            for one in self.strategies
-        }
+        self._digests = {one.name: digest([*shared, one.request(WIDTH)]) for one in self.strategies}
 
     def points(self) -> list[Point]:
         """Strategies in turn under each load, so that what drifts meets all of them."""
@@ -114,7 +112,6 @@ class Study:
         started = time.perf_counter()
 
         async def ask(number: int, due: float | None) -> None:
-            """due: when it should be sent, None for as soon as this is called."""
             scheduled = time.perf_counter() if due is None else due
             answers[number] = (scheduled, await self._ask(endpoint, one, seed, number))
             self.show(what, done + len(answers), total)
@@ -195,7 +192,11 @@ class Study:
         return found
 
 
-async def closed(ask: Any, count: int, at_once: int) -> None:
+def digest(facts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+async def closed(ask: Ask, count: int, at_once: int) -> None:
     """All of them, `at_once` at any time."""
     waiting = iter(range(count))
 
@@ -208,7 +209,7 @@ async def closed(ask: Any, count: int, at_once: int) -> None:
             group.create_task(worker())
 
 
-async def opened(ask: Any, started: float, arrivals: Sequence[float]) -> None:
+async def opened(ask: Ask, started: float, arrivals: Sequence[float]) -> None:
     """All of them at their times, whatever has become of those before."""
     async with asyncio.TaskGroup() as group:
         for number, arrival in enumerate(arrivals):
@@ -218,12 +219,12 @@ async def opened(ask: Any, started: float, arrivals: Sequence[float]) -> None:
 
 
 def timed(answer: Answer, scheduled: float, started: float) -> Row:
-    """Times in seconds. scheduled, sent, ended: since the load began. ttft and e2e: since the request was due, so that a
-    client that lags behind its schedule hides nothing. gaps: between chunks with text."""
+    """Times in seconds. scheduled, sent, ended: since the load began. ttft and e2e: since the request was due, so that
+    a client that lags behind its schedule hides nothing. gaps: between chunks with text."""
     usage, texts = answer.usage, answer.texts
     tokens = usage.get("completion_tokens")
     spent = usage.get("decoding") or {}
-    gaps = [round(later - earlier, DIGITS) for earlier, later in zip(texts, texts[1:], strict=False)]
+    gaps = [round(later - earlier, DIGITS) for earlier, later in pairwise(texts)]
     several = answer.error is None and bool(texts) and tokens is not None and tokens > 1
     return {
         "scheduled": round(scheduled - started, DIGITS),
