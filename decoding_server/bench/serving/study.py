@@ -1,10 +1,9 @@
 """The run: every missing (load, strategy, seed), each measured as a whole; its rows go to disk in one write."""
 
-import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from decoding_server.bench import provenance
 from decoding_server.bench.endpoint import Endpoint, Record
+from decoding_server.bench.loops import closed, opened
 from decoding_server.bench.progress import Show
 from decoding_server.bench.quality.contenders import Strategy
 from decoding_server.bench.rows import Row, RowFile
@@ -25,8 +25,6 @@ KIND = "serve"
 WIDTH = 8.0
 """Answers that a search samples, where its strategy leaves that open."""
 DIGITS = 6
-Ask = Callable[[int, float | None], Awaitable[None]]
-"""Of a request's number, and when it is due: None for as soon as this is called."""
 Point = tuple[Load, Strategy, int]
 
 
@@ -194,28 +192,6 @@ class Study:
 
 def digest(facts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-async def closed(ask: Ask, count: int, at_once: int) -> None:
-    """All of them, `at_once` at any time."""
-    waiting = iter(range(count))
-
-    async def worker() -> None:
-        for number in waiting:
-            await ask(number, None)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(at_once, count)):
-            group.create_task(worker())
-
-
-async def opened(ask: Ask, started: float, arrivals: Sequence[float]) -> None:
-    """All of them at their times, whatever has become of those before."""
-    async with asyncio.TaskGroup() as group:
-        for number, arrival in enumerate(arrivals):
-            due = started + arrival
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(ask(number, due))
 
 
 def timed(answer: Answer, scheduled: float, started: float) -> Row:

@@ -1,4 +1,4 @@
-"""`decoding-server bench report`: pages of quality, serve and code runs, of two that are compared, and of bad folders."""
+"""`decoding-server bench report`: pages of quality, serve and code runs, of two compared, and of bad folders."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`decoding-server bench serve`: loads, streamed answers and their faults over real sockets, whole runs, the numbers."""
+"""`decoding-server bench serve`: whole runs, loads, streamed answers and their faults over sockets, the numbers."""
 
 import asyncio
 import json
@@ -74,9 +74,8 @@ def test_loads_and_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     votes = [row for row in rows if row["strategy"] == "vote"]
     assert all(row["target_tokens"] > 8 * 8 for row in votes)
     table = table_of(tmp_path)
-    assert set(table) == {
-        (s, l) for s in ("greedy", "vote") for l in ("concurrency 3", "poisson 50/s", "constant 40/s")
-    }
+    names = ("concurrency 3", "poisson 50/s", "constant 40/s")
+    assert set(table) == {(strategy, load) for strategy in ("greedy", "vote") for load in names}
     for entry in table.values():
         assert (entry["answered"], entry["errors"], entry["goodput"], entry["met"]) == (12, {}, 0.0, 0.0)
         assert entry["output_tokens_per_second"] > 0
