@@ -41,7 +41,8 @@ class Scale:
     most: int = 128
 
     def value(self, width: float) -> int:
-        return max(self.least, min(self.most, math.floor((width / self.cost) ** self.power + 1e-9)))
+        wanted = math.floor(math.pow(width / self.cost, self.power) + 1e-9)
+        return max(self.least, min(self.most, wanted))
 
 
 def _sampled(kind: str, cost: float = 1.0, parameter: str = "samples", most: int = 128) -> Body:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from decoding_server.bench.code import documents as code_documents
@@ -26,7 +26,8 @@ def of_run(run: Run, name: str) -> list[Block]:
     if run.kind == "quality" and not run.numbers["table"]:
         blocks.append(Paragraph("No task has been answered by every strategy under every budget yet."))
     else:
-        blocks += {"quality": quality, "serve": serve, "code": code}[run.kind](run, name)
+        shown_by = {"quality": quality, "serve": serve, "code": code}
+        blocks += shown_by[run.kind](run, name)
     return [*blocks, *provenance(run), OnPageOnly([Heading("Raw rows", 3), *raw(run)])]
 
 
@@ -132,7 +133,9 @@ def text(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-QUALITY = (
+View = tuple[Sequence[str], Callable[[Row], list[str]]]
+"""Header and line of the raw rows of a kind."""
+QUALITY: View = (
     ("key", "correct", "answer", "finish", "forward tokens", "FLOP", "s", "same as"),
     lambda row: [
         row["key"],
@@ -143,11 +146,11 @@ QUALITY = (
         text(row.get("same_as")),
     ],
 )
-SERVE = (
+SERVE: View = (
     ("key", "first token, s", "per further token, s", "whole, s", "tokens", "error"),
     lambda row: [row["key"], *(text(row[name]) for name in ("ttft", "tpot", "e2e", "output_tokens", "error"))],
 )
-CODE = (
+CODE: View = (
     ("key", "passed", "outcome", "programs", "generated", "FLOP", "s"),
     lambda row: [
         row["key"],

@@ -201,14 +201,15 @@ def timed(answer: Answer, scheduled: float, started: float) -> Row:
     tokens = usage.get("completion_tokens")
     spent = usage.get("decoding") or {}
     gaps = [round(later - earlier, DIGITS) for earlier, later in pairwise(texts)]
-    several = answer.error is None and bool(texts) and tokens is not None and tokens > 1
+    whole = answer.error is None and bool(texts)
+    further = tokens - 1 if whole and tokens is not None else 0
     return {
         "scheduled": round(scheduled - started, DIGITS),
         "sent": round(answer.sent - started, DIGITS),
         "ended": round(answer.ended - started, DIGITS),
         "ttft": round(texts[0] - scheduled, DIGITS) if texts else None,
         "e2e": round(answer.ended - scheduled, DIGITS),
-        "tpot": round((texts[-1] - texts[0]) / (tokens - 1), DIGITS) if several else None,
+        "tpot": round((texts[-1] - texts[0]) / further, DIGITS) if further > 0 else None,
         "gaps": gaps,
         "chunks": len(texts),
         "prompt_tokens": usage.get("prompt_tokens"),

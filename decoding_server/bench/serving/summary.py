@@ -73,7 +73,7 @@ def total(rows: Sequence[Row], name: str, seconds: float) -> float | None:
     """Per second; None where a server does not say."""
     if any(row[name] is None for row in rows) or seconds <= 0:
         return None
-    return round(sum(row[name] for row in rows) / seconds, DIGITS)
+    return round(float(sum(row[name] for row in rows)) / seconds, DIGITS)
 
 
 def counted(errors: Sequence[str]) -> dict[str, int]:

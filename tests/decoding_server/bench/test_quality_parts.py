@@ -117,15 +117,15 @@ def test_the_hub_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     assert title("hf:openai/gsm8k") == "openai/gsm8k"
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_the_hubs_package_refuses(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="the package datasets is not installed")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(DatasetError, match="can't be loaded"):
         read_dataset(f"hf:{tmp_path}/nothing")
 
 
-def test_a_local_folder_by_the_hubs_package(tmp_path: Path) -> None:
+def test_a_local_folder_by_the_hubs_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="the package datasets is not installed")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     written(tmp_path / "test.jsonl", [{"question": "1+1?", "answer": "#### 2"}])
     assert read_dataset(f"hf:{tmp_path}") == [{"question": "1+1?", "answer": "#### 2"}]
 

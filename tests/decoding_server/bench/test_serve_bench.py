@@ -1,5 +1,6 @@
 """`decoding-server bench serve`: whole runs, loads, streamed answers and their faults over sockets, the numbers."""
 
+import argparse
 import asyncio
 import json
 import sys
@@ -16,6 +17,9 @@ from live_server import LiveServer
 from runtime_server import serve_runtime
 from scripted_answers import answering_runtime, records
 
+from decoding_server.bench import workload_file
+from decoding_server.bench.quality.contenders import strategies
+from decoding_server.bench.serving import flags as serving_flags
 from decoding_server.bench.serving import summary
 from decoding_server.bench.serving.client import Answer, streamed
 from decoding_server.bench.serving.loads import Load
@@ -266,3 +270,14 @@ def test_numbers_of_known_rows() -> None:
     assert (entry["output_tokens_per_second"], entry["goodput"]) == (None, None)
     twice = [row(0), {**row(0), "seed": 2}]
     assert summary.results(twice, {})["table"][0]["output_tokens_per_second"] == pytest.approx(20 / 1.5, abs=1e-4)
+
+
+def test_the_published_workloads_are_valid(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[3] / "docs" / "benchmarks" / "workloads"
+    paths = sorted(folder.glob("serve-*.yaml"))
+    assert paths
+    for path in paths:
+        found = workload_file.read(path, serving_flags.add_flags)
+        strategies(found["strategy"])
+        given = {**serving_flags.DEFAULTS, "output": tmp_path, "base_url": "http://127.0.0.1:8000", **found}
+        assert serving_flags.complete(argparse.Namespace(**given)).requests
