@@ -1,7 +1,6 @@
 """A scripted model that answers "What is A + B?": greedily wrong, by a vote right. Every character is a token.
 
-It begins with one of four words. The likeliest leads to a wrong answer, the other three, more likely together, lead to
-the right one.
+It begins with one of seven words. The likeliest leads to a wrong answer, the six others to the right one.
 """
 
 import re
@@ -16,8 +15,9 @@ from models.torch_runtime.runtime import TorchRuntime
 
 TOKENIZER = ByteTokenizer()
 END, ASSISTANT = 256, 259
-WRONG, RIGHT = "hm", ("so", "it", "ok")
-CHANCE = {WRONG: 0.34, **dict.fromkeys(RIGHT, 0.22)}
+WRONG, RIGHT = "hm", ("so", "it", "ok", "ah", "we", "no")
+CHANCE = {WRONG: 0.16, **dict.fromkeys(RIGHT, 0.14)}
+"""A vote of 16 samples at temperature 1 is wrong once in 2,000 questions; the seeds are fixed."""
 
 
 def distribution(context: Sequence[int]) -> Tensor:

@@ -22,8 +22,8 @@ from decoding_server.bench.quality.command import run
 from decoding_server.cli import main
 from decoding_server.config import load_config
 
-BUDGETS = ("--budget", "60", "--budget", "200")
-PROMPT_TOKENS = 40
+BUDGETS = ("--budget", "30", "--budget", "200")
+PROMPT_TOKENS = 19
 
 
 def written(path: Path, found: Sequence[dict[str, Any]]) -> Path:
@@ -80,13 +80,13 @@ def test_a_vote_uses_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert one["majority"]["output_tokens"] > 100
     assert one["three"]["output_tokens"] == 33
     assert one["speculation"]["answer"] == "28"  # exact: greedy's own answer
-    small = rows["majority", 60, "sums/3"]
+    small = rows["majority", 30, "sums/3"]
     assert small["width"] == {"samples": 1}
     # What no budget ended is not asked again under a larger one, where the strategy does not look at the budget.
-    assert one["greedy"]["same_as"] == rows["greedy", 60, "sums/3"]["key"]
+    assert one["greedy"]["same_as"] == rows["greedy", 30, "sums/3"]["key"]
     assert "same_as" not in one["three"]
     table = {(entry["strategy"], entry["budget"]): entry for entry in results_of(tmp_path)["table"]}
-    assert table["greedy", 60]["accuracy"] == 0.0
+    assert table["greedy", 30]["accuracy"] == 0.0
     assert table["majority", 200]["accuracy"] == 1.0
     assert table["majority", 200]["difference"][0] == 1.0
     (best,) = [entry for entry in results_of(tmp_path)["optimal"] if entry["budget"] == 200]
@@ -101,11 +101,11 @@ def test_a_vote_uses_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_cut_off_answer_is_said_to_be(tmp_path: Path) -> None:
-    assert run_here(command(tmp_path, "--strategy", "greedy", "--budget", "45", "--budget", "60")) == 0
+    assert run_here(command(tmp_path, "--strategy", "greedy", "--budget", "25", "--budget", "60")) == 0
     for row in rows_of(tmp_path):
-        assert row["budget_ended"] is (row["budget"] == 45)
+        assert row["budget_ended"] is (row["budget"] == 25)
         assert "same_as" not in row
-        assert row["finish_reason"] == ("length" if row["budget"] == 45 else "stop")
+        assert row["finish_reason"] == ("length" if row["budget"] == 25 else "stop")
         assert row["forward_tokens"] == min(row["budget"], PROMPT_TOKENS + 10)
 
 
@@ -230,11 +230,11 @@ def test_what_the_server_refuses_ends_the_run(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_embedded_model(tmp_path: Path) -> None:
-    given = command(tmp_path, "--strategy", "greedy", "--strategy", "bregman", "--budget", "40", "--max-tokens", "8")
+    given = command(tmp_path, "--strategy", "greedy", "--strategy", "bregman", "--budget", "80", "--max-tokens", "8")
     assert main([*given, "--max-model-len", "256", "--kv-cache-memory", "64MiB"]) == 0
     rows = rows_of(tmp_path)
     assert len(rows) == 12
-    assert all(0 < row["forward_tokens"] <= 40 for row in rows)
+    assert all(0 < row["forward_tokens"] <= 80 for row in rows)
 
 
 @pytest.mark.parametrize(

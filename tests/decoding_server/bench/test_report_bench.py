@@ -158,7 +158,7 @@ def test_serve_runs(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[st
     assert "| concurrency 2 | greedy | 3 of 3 | – |" in markdown
     page_of(out)
     # Runs of two kinds can't be compared.
-    other = quality(folders[1] if not (folders[1] / "sums.jsonl").exists() else _new(folders[1]))
+    other = quality(_new(folders[1]))
     assert main(["bench", "report", str(first), str(other), "--output", str(out)]) == 1
     assert "nothing in common" in capsys.readouterr().err
 
