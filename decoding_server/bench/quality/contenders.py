@@ -152,7 +152,7 @@ def strategy(name: str, body: Any) -> Strategy:
         raise ValueError(f"{where}: decoding must be an object")
     if decoding is not None and "budget" in decoding:
         raise ValueError(f"{where}: decoding.budget comes from --budget")
-    made = Strategy(name, fields, tuple(scales(where, body.get(SCALE) or {})))
+    made = Strategy(name, fields, tuple(scales(where, body.get(SCALE))))
     if made.scales and made.search is None:
         raise ValueError(f"{where}: scale needs a decoding.search, whose parameters it sets")
     return made
@@ -160,6 +160,8 @@ def strategy(name: str, body: Any) -> Strategy:
 
 def scales(where: str, given: Any) -> list[Scale]:
     """Of `{"samples": {"cost": 2}}`, or `{"samples": 2}` for short. Raises ValueError."""
+    if given is None:
+        return []
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: scale must be an object of parameters")
     found = []

@@ -143,7 +143,9 @@ def plot(results: Results) -> Figure:
         x, y = [point[cost] / unit for point in points], [100 * point["error"] for point in points]
         x = [*x, max(entry[cost] for entry in table) / unit]
         by_cost.plot(x, [*y, y[-1]], color="#999999", drawstyle="steps-post", linewidth=3, alpha=0.5, zorder=0)
-    by_cost.set(xscale="log", ylabel="error, %")
+    if cost is not None and all(entry[cost] > 0 for entry in table):
+        by_cost.set_xscale("log")
+    by_cost.set_ylabel("error, %")
     by_cost.set_xlabel("GFLOP per task" if cost == "flops" else f"{UNITS.get(cost or '', 'cost')} per task")
     by_budget.set_xticks(range(len(budgets)), labels=[amount(budget) for budget in budgets])
     by_budget.set(xlabel=f"budget, {UNITS[results['run']['unit']]}", ylabel="accuracy, %")

@@ -149,7 +149,7 @@ class Study:
                 except InvalidRequest as error:
                     raise InvalidRequest(f"{what}: {error}", error.param) from error
                 self.rows.append([{**row, "seed": seed, "run": row.get("run", run)}])
-                return "right" if row["correct"] else "wrong"
+                return "right" if row["correct"] else "does not fit the context" if "error" in row else "wrong"
 
             await workers.cell(what, cell)
 

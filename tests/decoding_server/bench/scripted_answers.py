@@ -36,7 +36,7 @@ def distribution(context: Sequence[int]) -> Tensor:
 
 
 def answering_runtime(**options: Any) -> TorchRuntime:
-    return scripted_runtime(distribution, TOKENIZER, **{"max_model_len": 512, **options})
+    return scripted_runtime(distribution, TOKENIZER, **{"max_model_len": 1024, **options})
 
 
 def records(count: int) -> list[dict[str, Any]]:

@@ -214,7 +214,7 @@ def test_a_time_limit_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_task_that_does_not_fit_counts_as_wrong(tmp_path: Path) -> None:
-    given = command(tmp_path, "--strategy", "greedy", "--max-tokens", "500", tasks=2)
+    given = command(tmp_path, "--strategy", "greedy", "--max-tokens", "1010", tasks=2)
     assert run_here(given) == 0
     assert all("context" in row["error"] and row["correct"] is False for row in rows_of(tmp_path))
     assert results_of(tmp_path)["table"][0]["errors"] == 2
