@@ -3,6 +3,7 @@ resumed, and with wrong flags."""
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -331,6 +332,19 @@ def test_the_command_lines_server_takes_the_place_of_the_files_model(tmp_path: P
     with serve_runtime(answering_runtime()) as server:
         assert main(command(tmp_path, "--workload", str(path), "--base-url", server.url, tasks=1)) == 0
     assert len(rows_of(tmp_path)) == 1
+
+
+def test_the_documented_workload_is_valid(tmp_path: Path) -> None:
+    from decoding_server.bench.quality.contenders import check, strategies
+
+    page = (Path(__file__).parents[3] / "docs/bench.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "workload.yaml"
+    path.write_text(text)
+    found = workload_file.read(path, quality_flags.add_flags)
+    assert found["budget"] == [512, 1024, 2048]
+    for one in strategies(found["strategy"]):
+        check(one)
 
 
 def test_the_published_workloads_are_valid(tmp_path: Path) -> None:
