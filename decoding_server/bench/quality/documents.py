@@ -1,11 +1,13 @@
 """The results of a run as Markdown tables and as plots."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from decoding_server.bench.figures import COLOURS, STYLE, save
 from decoding_server.bench.tables import Table, known
@@ -145,9 +147,22 @@ def plot(results: Results) -> Figure:
         by_cost.plot(x, [*y, y[-1]], color="#999999", drawstyle="steps-post", linewidth=3, alpha=0.5, zorder=0)
     if cost is not None and all(entry[cost] > 0 for entry in table):
         by_cost.set_xscale("log")
+        ticks = round_numbers(min(e[cost] for e in table) / unit, max(e[cost] for e in table) / unit)
+        by_cost.set_xticks(ticks, labels=[f"{tick:,g}" for tick in ticks])
+        by_cost.xaxis.set_minor_locator(NullLocator())
     by_cost.set_ylabel("error, %")
     by_cost.set_xlabel("GFLOP per task" if cost == "flops" else f"{UNITS.get(cost or '', 'cost')} per task")
     by_budget.set_xticks(range(len(budgets)), labels=[amount(budget) for budget in budgets])
     by_budget.set(xlabel=f"budget, {UNITS[results['run']['unit']]}", ylabel="accuracy, %")
-    by_budget.legend(fontsize=7, loc="best")
+    handles, labels = by_budget.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 7), fontsize=7)
     return figure
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from just below `low` to just above `high` (both above 0)."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = [digit * 10.0**power for power in range(first - 1, last + 1) for digit in (1, 2, 5)]
+    below = max(tick for tick in every if tick <= low)
+    above = min(tick for tick in every if tick >= high)
+    return [tick for tick in every if below <= tick <= above]
