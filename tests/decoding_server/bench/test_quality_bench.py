@@ -91,7 +91,8 @@ def test_a_vote_uses_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert table["majority", 200]["accuracy"] == 1.0
     assert table["majority", 200]["difference"][0] == 1.0
     (best,) = [entry for entry in results_of(tmp_path)["optimal"] if entry["budget"] == 200]
-    assert best["strategy"] == "majority"
+    assert best["strategy"] in ("majority", "three")  # three samples may do as well
+    assert best["accuracy"] == 1.0
     assert "| majority | 200 | 100.0 % |" in capsys.readouterr().out
     assert "| majority | 200 | 100.0 % |" in (tmp_path / "out" / "table.md").read_text()
     assert "majority" in (tmp_path / "out" / "frontier.svg").read_text()
