@@ -14,7 +14,7 @@ from decoding_server.bench.code.contenders import Contender, VisibleTests, conte
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.code.measuring import measure
 from decoding_server.bench.code.tasks import MBPP, CodeTask, load
-from decoding_server.bench.endpoint import Endpoint
+from decoding_server.bench.endpoint import Endpoint, Unusable
 from decoding_server.bench.progress import Show
 from decoding_server.bench.rows import Row, RowFile
 from decoding_server.bench.subset import SUBSET_SEED
@@ -132,8 +132,8 @@ class Study:
                         max_tokens=settings.max_tokens,
                         temperature=settings.temperature,
                     )
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"{what}: {error}", error.param) from error
+                except (InvalidRequest, Unusable) as error:
+                    raise Unusable(f"{what}: {error}") from error
                 self.rows.append([{**row, "seed": seed}])
                 return str(row["outcome"])
 

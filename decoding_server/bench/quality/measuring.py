@@ -13,7 +13,6 @@ from decoding_server.bench.quality.tasks import Task
 from decoding_server.bench.rows import Row
 from strategies.errors import ContextLengthExceeded, InvalidRequest, RequestFailed
 
-COSTS = ("forward_tokens", "output_tokens", "flops", "seconds")
 CODE_TESTS = VisibleTests("given", visible=1)
 """What a search for programs sees: the examples in the prompt and the first assert, which MBPP's prompt shows too."""
 

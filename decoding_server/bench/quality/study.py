@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding_server.bench import provenance
-from decoding_server.bench.endpoint import Endpoint
+from decoding_server.bench.endpoint import Endpoint, Unusable
 from decoding_server.bench.progress import Show
 from decoding_server.bench.quality import summary
 from decoding_server.bench.quality.contenders import Strategy
@@ -146,8 +146,8 @@ class Study:
             async def cell(budget: float | None = budget, key: str = key, what: str = what) -> str:
                 try:
                     row = self._known(chain, budget, key) or await self._asked(chain, budget, key, endpoint, grader)
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"{what}: {error}", error.param) from error
+                except (InvalidRequest, Unusable) as error:
+                    raise Unusable(f"{what}: {error}") from error
                 self.rows.append([{**row, "seed": seed, "run": row.get("run", run)}])
                 return "right" if row["correct"] else "does not fit the context" if "error" in row else "wrong"
 

@@ -226,7 +226,8 @@ def test_what_the_server_refuses_ends_the_run(tmp_path: Path, capsys: pytest.Cap
     with serve_runtime(answering_runtime()) as server:
         bad = 'bad={"decoding": {"search": {"type": "majority", "samples": 0}}}'
         assert main(command(tmp_path, "--base-url", server.url, "--strategy", bad)) == 1
-    assert "samples" in capsys.readouterr().out
+    assert "bad, sums/" in (printed := capsys.readouterr().out)
+    assert "samples" in printed
     assert main(command(tmp_path, "--base-url", "http://127.0.0.1:9", "--strategy", "greedy")) == 1
     assert "does not answer" in capsys.readouterr().out
 
