@@ -9,6 +9,11 @@ process tree, `peers` one file per engine, `session` the interleaved run and its
 ratios and the Markdown table, `machine` what it ran on. `sampling_study` measures text instead of speed: what samplers
 and penalties do to real models.
 
+`decoding-server bench` (`command`) has `quality`, `serve` (`serving`), `code` and `report` (`reporting`), a package
+each. They share `endpoint` whom to ask, `workers` cells of a run, `loops` loads, `rows` and `provenance` what goes to
+disk, `dataset` and `subset` what is asked, `answer_grading` and `intervals`, `workload_file`, `progress`, `tables`,
+`figures`.
+
 How to set up the peers (each is optional; ours and transformers need nothing more):
 
 vLLM on CPU, in a virtual environment of its own (`make vllm-env`), given as `--vllm-python .venv-vllm/bin/python`. What

@@ -9,6 +9,7 @@ from typing import Any
 
 from decoding_server.bench.peers import OURS
 from decoding_server.bench.session import Row
+from decoding_server.bench.tables import Table
 from decoding_server.bench.workloads import MEMORY, START, Workload
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -139,11 +140,6 @@ def _spread(summary: dict[str, Any]) -> str:
     return text
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The tables for the documentation: what was measured, what we gain over each peer, and on what."""
     engines: list[str] = result["engines"]
@@ -174,13 +170,13 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     parts = [
         f"Measured: median (lowest–highest) of {result['repeats']} repeats.",
-        _table(["workload", *engines], values),
+        Table(["workload", *engines], values).markdown(),
     ]
     if ratios:
         parts += [
             f"Advantage of {engines[0]}: median (lowest–highest) of the ratios within each repeat. Above 1 is better "
             f"for {engines[0]}, for rates and for times alike.",
-            _table(["workload", *(f"over {peer}" for peer in engines[1:])], ratios),
+            Table(["workload", *(f"over {peer}" for peer in engines[1:])], ratios).markdown(),
         ]
     parts += [
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "

@@ -2,19 +2,17 @@
 set's asserts, and the hidden tests that judge."""
 
 import ast
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decoding_server.bench.rows import read_records
+from decoding_server.bench.subset import SUBSET_SEED, chosen
 from strategies.sandbox.checks import CallCheck, Check, StatementCheck, check_assert
 from strategies.search.prompt_examples import entry_point_of
 
 HUMANEVAL, MBPP = "HumanEval", "MBPP"
-SUBSET_SEED = 20240803
-"""Which tasks a subset of a given size holds: the first of one shuffle, so that a larger one contains it."""
 MBPP_TEST_SPLIT = range(11, 511)
 
 HUMANEVAL_PROMPT = "Complete this Python function.\n\n```python\n{prompt}```"
@@ -46,11 +44,7 @@ class Dataset:
 
     def subset(self, count: int | None, seed: int = SUBSET_SEED) -> list[CodeTask]:
         """A random choice, in the data set's order."""
-        if count is None or count >= len(self.tasks):
-            return list(self.tasks)
-        order = list(range(len(self.tasks)))
-        random.Random(seed).shuffle(order)
-        return [self.tasks[i] for i in sorted(order[:count])]
+        return [self.tasks[i] for i in sorted(chosen(len(self.tasks), count, seed))]
 
 
 def load(path: Path) -> Dataset:
@@ -62,12 +56,22 @@ def load(path: Path) -> Dataset:
     if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path.name}: no tasks")
     try:
-        if "test_list" in records[0]:
-            split = [record for record in records if int(record["task_id"]) in MBPP_TEST_SPLIT]
-            return Dataset(MBPP, tuple(map(of_mbpp, split or records)))
-        return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)))
+        return code_dataset(records)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path.name}: neither HumanEval's nor MBPP's file: {error} is missing") from None
+
+
+def is_code(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these are records of one of the two."""
+    return "test_list" in records[0] or {"prompt", "entry_point", "test"} <= records[0].keys()
+
+
+def code_dataset(records: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Raises KeyError and TypeError for records that are something else."""
+    if "test_list" in records[0]:
+        split = [record for record in records if int(record["task_id"]) in MBPP_TEST_SPLIT]
+        return Dataset(MBPP, tuple(map(of_mbpp, split or records)))
+    return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)))
 
 
 def of_humaneval(record: Mapping[str, Any]) -> CodeTask:
