@@ -233,6 +233,12 @@ async def test_a_finished_answer_can_be_cancelled_and_still_be_read(vllm: VllmRu
 # Refusals
 
 
+def test_the_kv_cache_is_as_large_as_its_flag_says(vllm: VllmRuntime) -> None:
+    """64 MiB of float32 keys and values: 30 layers of 3 heads of 64. Not the 2 GiB of vLLM's variable."""
+    token = 2 * 30 * 3 * 64 * 4
+    assert vllm.status().kv_slots == (64 << 20) // token // 32 * 32 == 1440
+
+
 async def test_a_full_queue_takes_all_of_a_submission_or_nothing(vllm: VllmRuntime) -> None:
     await idle(vllm)
     endless = asking(vllm, TALE, None, stopping={"ignore_eos": True})
