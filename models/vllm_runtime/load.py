@@ -112,8 +112,9 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
 def _prepare_environment(options: VllmOptions, given: Mapping[str, Any]) -> None:
     """What vLLM reads from the environment, unless the operator has set it: processes of its own that don't inherit our
     threads half-way, all cores that we may use, no reports to anyone. A flag of ours goes over their variable."""
-    if options.kv_cache_memory is not None and os.environ.pop(KV_VARIABLE, None):
+    if options.kv_cache_memory is not None and KV_VARIABLE in os.environ:
         log.warning("%s is ignored: --kv-cache-memory is given", KV_VARIABLE)
+        del os.environ[KV_VARIABLE]
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     sizes = [given.get(name) for name in PARALLEL]
     workers = math.prod(size for size in sizes if isinstance(size, int) and size > 0)  # vLLM refuses what is no size

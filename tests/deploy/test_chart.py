@@ -146,7 +146,7 @@ def test_the_pod_meets_the_restricted_standard(render, values):
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert {volume["name"] for volume in pod["volumes"]} <= {"config", "keys", "cache", "tmp"}
+    assert {volume["name"] for volume in pod["volumes"]} <= {"config", "keys", "cache", "tmp", "shared-memory"}
     assert not any("hostPath" in volume for volume in pod["volumes"])
     assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
     written = {mount["mountPath"] for mount in one["volumeMounts"] if not mount.get("readOnly")}

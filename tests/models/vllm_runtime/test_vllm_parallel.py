@@ -1,4 +1,4 @@
-"""A model spread over two workers by vLLM: tokens, log-probabilities and hidden states are those of one worker."""
+"""A model spread over several workers by vLLM: tokens, log-probabilities and hidden states are those of one worker."""
 
 from collections.abc import Iterator
 
@@ -33,14 +33,19 @@ def test_each_worker_has_cores_of_its_own_where_there_are_enough(cores: list[int
     assert core_lists(cores, workers) == expected
 
 
-@pytest.fixture(scope="module", params=["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
+SPREADS = {"tensor_parallel_size": 3, "pipeline_parallel_size": 2, "data_parallel_size": 2}
+"""The model's three key-value heads can be dealt out to three workers."""
+
+
+@pytest.fixture(scope="module", params=SPREADS)
 def spread(vllm_is_here: None, request: pytest.FixtureRequest) -> Iterator[VllmRuntime]:
+    size = SPREADS[request.param]
     options = VllmOptions(
         dtype="float32",
         max_model_len=256,
         max_num_seqs=8,
         kv_cache_memory=64 << 20,
-        engine_arguments=("enforce_eager=true", "block_size=32", f"{request.param}=2"),
+        engine_arguments=("enforce_eager=true", "block_size=32", f"{request.param}={size}"),
     )
     before = set(psutil.Process().children(recursive=True))
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +54,7 @@ def spread(vllm_is_here: None, request: pytest.FixtureRequest) -> Iterator[VllmR
         started = set(psutil.Process().children(recursive=True)) - before
         workers = [one for one in started if "Worker" in " ".join(one.cmdline()) or "Worker" in one.name()]
         try:
-            assert len(workers) >= 2
+            assert len(workers) >= size
             yield runtime
         finally:
             runtime.close()
