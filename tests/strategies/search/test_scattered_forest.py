@@ -31,10 +31,12 @@ from strategies.errors import DecodingError, InvalidRequest, ProgramsUnavailable
 from strategies.runtime import StopConditions
 from strategies.sandbox.outcome import SandboxUnavailable
 from strategies.sandbox.sandbox import Sandbox
+from strategies.search.asking import Reply as Answer
 from strategies.search.coding_search import CodingSearch
 from strategies.search.program_prompts import STOCK
 from strategies.search.program_replies import directions_of
 from strategies.search.run import SearchRun
+from strategies.search.workshop import drafted, key_of
 
 pytestmark = pytest.mark.usefixtures("program_bench")
 
@@ -180,6 +182,16 @@ def test_equal_programs_are_run_once() -> None:
     reply = searched(forest_of([FIRST, SAME, ZERO, FIRST], [ZERO]), made(k=4, seeds=4, wave=4))
     assert [node.get("duplicate_of") for node in reply.programs] == [None, 0, None, 0]
     assert (reply.facts["programs_duplicate"], reply.facts["programs_run"]) == (2, 2)
+
+
+def test_a_reply_that_is_cut_off_equals_no_program() -> None:
+    """The same text, once cut off and once complete."""
+    text = "def add(a, b):\n    return a"
+    cut, whole, noted = (
+        drafted(one) for one in (Answer(text, 9, "length"), Answer(text, 9, "stop"), Answer(f"{text}  # a", 12, "stop"))
+    )
+    assert (cut.source, whole.source) == (None, text + "\n")
+    assert key_of(cut) != key_of(whole) == key_of(noted)
 
 
 def test_a_child_that_is_its_parent_again_is_not_changed() -> None:
