@@ -50,7 +50,7 @@ def measured(folder: Path) -> list[Results]:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("+", "-plus")).strip("-")
 
 
 def block(found: Sequence[Results]) -> str:
