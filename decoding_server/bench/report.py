@@ -194,7 +194,7 @@ def markdown(result: dict[str, Any]) -> str:
         parts += [
             "What a strategy costs: percent of the tokens a second of the same server without it, median "
             "(lowest–highest) of the pairs within each repeat.",
-            _table(["workload", "cost, %"], shares),
+            Table(["workload", "cost, %"], shares).markdown(),
         ]
     parts += [
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "

@@ -66,7 +66,8 @@ def load(path: Path) -> Dataset:
 
 def is_code(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether these are records of one of the four."""
-    return evalplus.is_plus(records[0]) or "test_list" in records[0] or {"prompt", "entry_point", "test"} <= records[0].keys()
+    first = records[0]
+    return evalplus.is_plus(first) or "test_list" in first or {"prompt", "entry_point", "test"} <= first.keys()
 
 
 def code_dataset(records: Sequence[Mapping[str, Any]]) -> Dataset:
