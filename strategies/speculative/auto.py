@@ -24,7 +24,7 @@ HEADS = ((1,), (2,), (3,), (4,), (2, 2), (3, 2), (2, 2, 2))
 """How trees branch at their top; below, every node has one child."""
 LARGEST = 64
 """Most nodes of a tree that is considered."""
-MARGIN = 0.03
+MARGIN = 0.05
 """Speculation must promise this much more than plain decoding: estimates are noisy, and plain decoding is certain."""
 FARTHEST = 2
 """A step may be this many times as large as the largest one that was timed: beyond, its cost is a mere guess."""
