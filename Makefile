@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # An idle OpenMP worker that spins costs whole scheduler quanta on a shared machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup serve test test-clients vllm-env test-vllm check check-deploy bench soak overload docs site screenshots clean
+.PHONY: setup serve test test-clients vllm-env test-vllm test-vllm-older check check-deploy bench soak overload docs site screenshots clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,13 @@ $(VLLM_VENV)/.ready: pyproject.toml .ci/vllm-env
 test-vllm: $(VLLM_VENV)/.ready
 	DECODING_SERVER_TEST_VLLM=required $(VLLM_VENV)/bin/python -m pytest $(or $(ARGS),tests/models/vllm_runtime)
 
+# The oldest minor release that is supported, in an environment of its own: what touches vLLM's interfaces.
+VLLM_OLDER ?= 0.31.0
+OLDER_TESTS := $(patsubst %,tests/models/vllm_runtime/test_vllm_%.py,contract equality processors start)
+
+test-vllm-older:
+	$(MAKE) test-vllm VLLM_VENV=$(VLLM_VENV)-older VLLM_VERSION=$(VLLM_OLDER) ARGS="$(or $(ARGS),$(OLDER_TESTS))"
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -89,4 +96,4 @@ screenshots: setup
 	$(BIN)/python tests/playground/screenshots.py
 
 clean:
-	rm -rf $(VENV) $(CLIENTS_VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS_VENV) $(VLLM_VENV) $(VLLM_VENV)-older build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,6 +33,7 @@ SECONDS_BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.
 SECONDS_OF_A_REQUEST = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 SECONDS_OF_A_PHASE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 1, 1.5, 2.5, 5, 10, 20, 30, 60, 120, 240, 480, 960)
 SECONDS_OF_A_PROGRAM = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+PROGRAMS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40, 64, 128)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
@@ -100,7 +101,7 @@ class RuntimeCollector(Collector):
 
 
 class ProgramMetrics:
-    """What became of the programs of searches. Implements `SandboxListener`."""
+    """What became of the programs of searches. Implements `SandboxListener`; `searched` hears of whole searches."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         def histogram(name: str, text: str) -> Histogram:
@@ -116,6 +117,21 @@ class ProgramMetrics:
         self._tests = {outcome: tests.labels(model_name, str(outcome)) for outcome in Outcome}
         self._failures = failures.labels(model_name)
         self._seconds = histogram("program_run_seconds", "All tests of one program, the wait included.")
+        self._model_name = model_name
+        labels = ("model_name", "strategy")
+        self._duplicates = Counter(
+            PREFIX + "program_duplicates",
+            "Programs that a search had evaluated before, white space and comments aside, and so did not run.",
+            labels,
+            registry=registry,
+        )
+        self._solved_at = Histogram(
+            PREFIX + "programs_until_solved",
+            "Programs that a search evaluated up to the first that passed all its tests; of those that found one.",
+            labels,
+            registry=registry,
+            buckets=PROGRAMS,
+        )
         self._waits = histogram("program_wait_seconds", "Until a sandbox was ready: its turn, and its start.")
 
     def waited(self, seconds: float) -> None:
@@ -128,6 +144,12 @@ class ProgramMetrics:
 
     def failed(self) -> None:
         self._failures.inc()
+
+    def searched(self, strategy: str, duplicates: int, solved_at: int | None) -> None:
+        """A search has ended. strategy: its registered name. solved_at: see the series; None if nothing passed all."""
+        self._duplicates.labels(self._model_name, strategy).inc(duplicates)
+        if solved_at is not None:
+            self._solved_at.labels(self._model_name, strategy).observe(solved_at)
 
 
 class RequestMetrics:

@@ -172,6 +172,10 @@ class RequestObserver:
         else:
             record.phases_dropped += 1
 
+    def searched(self, strategy: str, duplicates: int, solved_at: int | None) -> None:
+        """A search for programs has ended, see `ProgramMetrics.searched`."""
+        self._owner.programs.searched(strategy, duplicates, solved_at)
+
     def raised(self, error: Exception) -> None:
         """Running it raised `error`. Of the error only its type is kept: its message may quote the prompt."""
         self.record.error = type(error).__name__

@@ -80,6 +80,15 @@ class RunningRequest:
             raise
         finally:
             self.cancel()
+            self._tell_of_programs()
+
+    def _tell_of_programs(self) -> None:
+        """Metrics of the searches for programs, ended or cancelled."""
+        for run in self.searches:
+            if run.search.runs_programs:
+                found = run.trace.facts.get("solved_at")
+                duplicates = run.trace.calls["programs_duplicate"]
+                self.observer.searched(run.search.name, duplicates, None if found is None else found + 1)
 
     async def _single(self) -> AsyncIterator[tuple[int, Delta]]:
         async for delta in self.streams[0]:

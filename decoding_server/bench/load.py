@@ -3,12 +3,16 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
 from decoding_server.bench.workloads import Prompt
+
+PLAIN: Mapping[str, Any] = {}
+"""Further fields of a request: none."""
 
 
 class LoadError(Exception):
@@ -42,14 +46,20 @@ def body(model: str, prompt: Prompt, max_tokens: int, *, stream: bool, temperatu
 
 
 async def complete(
-    client: httpx.AsyncClient, model: str, prompt: Prompt, max_tokens: int, temperature: float = 0.0
+    client: httpx.AsyncClient,
+    model: str,
+    prompt: Prompt,
+    max_tokens: int,
+    temperature: float = 0.0,
+    fields: Mapping[str, Any] = PLAIN,
 ) -> tuple[int, int]:
-    """One answer, not streamed. Returns (prompt tokens, completion tokens) as the server counted them.
+    """One answer, not streamed, to a request with some more fields. Returns (prompt tokens, completion tokens) as the
+    server counted them.
 
     Raises LoadError, httpx.HTTPError.
     """
     request = body(model, prompt, max_tokens, stream=False, temperature=temperature)
-    response = await client.post("/v1/completions", json=request)
+    response = await client.post("/v1/completions", json={**request, **fields})
     if response.status_code != 200:
         raise LoadError(f"status {response.status_code}: {response.text[:300]}")
     usage = response.json()["usage"]
@@ -65,6 +75,7 @@ async def closed_loop(
     max_tokens: int,
     concurrency: int,
     temperature: float = 0.0,
+    fields: Mapping[str, Any] = PLAIN,
 ) -> LoadResult:
     """Sends all prompts, `concurrency` of them in flight at any time.
 
@@ -77,7 +88,7 @@ async def closed_loop(
     async def worker() -> None:
         for prompt in waiting:
             sent = time.perf_counter()
-            counts.append(await complete(client, model, prompt, max_tokens, temperature))
+            counts.append(await complete(client, model, prompt, max_tokens, temperature, fields))
             latencies.append(time.perf_counter() - sent)
 
     started = time.perf_counter()

@@ -24,6 +24,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from decoding_server.bench import loops
 from decoding_server.bench.soak import Check, left_over, log_is_clean, server
 
 PATIENCE_SECONDS = 300.0
@@ -107,25 +108,24 @@ def fault_of(reply: httpx.Response, *, streamed: bool) -> str | None:
 
 async def closed_loop(client: httpx.AsyncClient, requests: Sequence[dict[str, Any]], at_once: int) -> list[Outcome]:
     """All of them, `at_once` at any time."""
-    waiting = iter(enumerate(requests))
     outcomes: list[Outcome] = []
 
-    async def worker() -> None:
-        for number, body in waiting:
-            outcomes.append(await send(client, number, body))
+    async def ask(number: int, _: float | None) -> None:
+        outcomes.append(await send(client, number, requests[number]))
 
-    await asyncio.gather(*(worker() for _ in range(at_once)))
+    await loops.closed(ask, len(requests), at_once)
     return outcomes
 
 
 async def open_loop(client: httpx.AsyncClient, requests: Sequence[dict[str, Any]], rate: float) -> list[Outcome]:
     """All of them, `rate` a second, whatever has become of those before."""
-    started = time.monotonic()
-    tasks = []
-    for number, body in enumerate(requests):
-        await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-        tasks.append(asyncio.create_task(send(client, number, body)))
-    return list(await asyncio.gather(*tasks))
+    outcomes: dict[int, Outcome] = {}
+
+    async def ask(number: int, _: float | None) -> None:
+        outcomes[number] = await send(client, number, requests[number])
+
+    await loops.opened(ask, time.perf_counter(), [number / rate for number in range(len(requests))])
+    return [outcomes[number] for number in range(len(requests))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,27 +3,31 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from decoding_server.bench.peers import OURS
 from decoding_server.bench.session import Row
+from decoding_server.bench.tables import Table
 from decoding_server.bench.workloads import MEMORY, START, Workload
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 
-TARGETS: dict[tuple[str, str], float] = {
-    ("decode-37-128-c1", "transformers-fp32"): 3.0,
-    ("decode-37-128-c16", "transformers-fp32"): 1.8,
-    ("decode-37-128-c1", "vllm"): 1.7,
-    ("decode-37-128-c16", "vllm"): 1.3,
-    ("decode-37-128-c32", "vllm"): 1.2,
-    ("decode-37-128-c1", "llama-cpp"): 0.45,
-    ("decode-37-128-c16", "llama-cpp"): 0.85,
-    ("shared-512-64-c16", "vllm"): 1.5,
+RUNTIME = "vllm-runtime"
+
+TARGETS: dict[tuple[str, str, str], float] = {
+    ("decode-37-128-c1", OURS, "transformers-fp32"): 3.0,
+    ("decode-37-128-c16", OURS, "transformers-fp32"): 1.8,
+    ("decode-37-128-c1", OURS, "vllm"): 1.7,
+    ("decode-37-128-c16", OURS, "vllm"): 1.3,
+    ("decode-37-128-c32", OURS, "vllm"): 1.2,
+    ("decode-37-128-c1", OURS, "llama-cpp"): 0.45,
+    ("decode-37-128-c16", OURS, "llama-cpp"): 0.85,
+    ("shared-512-64-c16", OURS, "vllm"): 1.5,
+    **{(f"decode-37-128-c{concurrency}", RUNTIME, "vllm"): 0.95 for concurrency in (1, 8, 32)},
 }
-"""(workload, peer) -> the median advantage that the project set itself for two CPU cores."""
+"""(workload, engine, peer) -> the engine's median advantage that the project set itself for two CPU cores."""
 
 CEILINGS: dict[str, float] = {START.name: 6.0, MEMORY.name: 1.6 * 1024}
 """Workload -> the largest value of ours that meets the project's target, in the workload's unit."""
@@ -77,8 +81,16 @@ def advantages(rows: Sequence[Row], workload: Workload, ours: str, peer: str) ->
     return ratios if workload.higher_is_better else [1 / ratio for ratio in ratios]
 
 
+def costs(rows: Sequence[Row], workload: Workload, engine: str) -> list[float]:
+    """The share of its throughput that the workload's strategy takes from an engine, one for each repeat in which both
+    were measured, with and without; below 0 where it was faster with it."""
+    with_it, without = (values_by_repeat(rows, engine, name) for name in (workload.name, workload.plain))
+    return [1 - with_it[repeat] / without[repeat] for repeat in sorted(with_it.keys() & without.keys())]
+
+
 def summaries(rows: Sequence[Row], workloads: Sequence[Workload], engines: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry per workload: the engines' summaries, the first engine's advantages over the others, and the errors.
+    """One entry per workload: the engines' summaries, the first engine's advantages over the others, what a strategy
+    costs, and the errors.
 
     The targets are ours, so they appear where the first engine is our server.
     """
@@ -93,12 +105,7 @@ def summaries(rows: Sequence[Row], workloads: Sequence[Workload], engines: Seque
                 values = [max(values)]
             if values:
                 summary = Summary.of(values)
-                entry["engines"][engine] = {
-                    "median": summary.median,
-                    "low": summary.low,
-                    "high": summary.high,
-                    "repeats": summary.repeats,
-                }
+                entry["engines"][engine] = asdict(summary)
             failures = [
                 row.error for row in rows if (row.engine, row.workload) == (engine, workload.name) and row.error
             ]
@@ -108,7 +115,7 @@ def summaries(rows: Sequence[Row], workloads: Sequence[Workload], engines: Seque
             ratios = advantages(rows, workload, ours, peer)
             if ratios:
                 summary = Summary.of(ratios)
-                target = TARGETS.get((workload.name, peer)) if ours == OURS else None
+                target = TARGETS.get((workload.name, ours, peer))
                 entry["advantages"][peer] = {
                     "median": summary.median,
                     "low": summary.low,
@@ -116,6 +123,9 @@ def summaries(rows: Sequence[Row], workloads: Sequence[Workload], engines: Seque
                     "target": target,
                     "met": None if target is None else summary.median >= target,
                 }
+        if workload.strategy:
+            shares = {engine: costs(rows, workload, engine) for engine in engines}
+            entry["costs"] = {engine: asdict(Summary.of(found)) for engine, found in shares.items() if found}
         ceiling = CEILINGS.get(workload.name)
         if ceiling is not None and ours == OURS and OURS in entry["engines"]:
             entry["ceiling"] = {"value": ceiling, "met": entry["engines"][ours]["median"] <= ceiling}
@@ -139,15 +149,10 @@ def _spread(summary: dict[str, Any]) -> str:
     return text
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The tables for the documentation: what was measured, what we gain over each peer, and on what."""
     engines: list[str] = result["engines"]
-    values, ratios = [], []
+    values, ratios, shares = [], [], []
     for entry in result["summaries"]:
         cells = [
             _spread(entry["engines"][engine])
@@ -171,16 +176,25 @@ def markdown(result: dict[str, Any]) -> str:
                     text += f"; target ≥ {number(advantage['target'])}: {'met' if advantage['met'] else 'missed'}"
                 line.append(text)
             ratios.append(line)
+        for engine, cost in entry.get("costs", {}).items():
+            median, low, high = (f"{100 * cost[key]:.1f}" for key in ("median", "low", "high"))
+            shares.append([f"{entry['title']}, {engine}", f"{median} ({low}–{high})"])
     machine = result["machine"]
     parts = [
         f"Measured: median (lowest–highest) of {result['repeats']} repeats.",
-        _table(["workload", *engines], values),
+        Table(["workload", *engines], values).markdown(),
     ]
     if ratios:
         parts += [
             f"Advantage of {engines[0]}: median (lowest–highest) of the ratios within each repeat. Above 1 is better "
             f"for {engines[0]}, for rates and for times alike.",
-            _table(["workload", *(f"over {peer}" for peer in engines[1:])], ratios),
+            Table(["workload", *(f"over {peer}" for peer in engines[1:])], ratios).markdown(),
+        ]
+    if shares:
+        parts += [
+            "What a strategy costs: percent of the tokens a second of the same server without it, median "
+            "(lowest–highest) of the pairs within each repeat.",
+            Table(["workload", "cost, %"], shares).markdown(),
         ]
     parts += [
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])}), "

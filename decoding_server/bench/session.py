@@ -75,7 +75,7 @@ async def measure(
         return statistics.median(seconds), {"seconds": seconds}
     if workload.kind == "shared-prefix" and engine.has_prefix_cache:
         await engine.generate(prompts.warming(workload, repeat), 1)
-    tokens, elapsed = await engine.generate(timed, workload.new_tokens)
+    tokens, elapsed = await engine.generate(timed, workload.new_tokens, workload.strategy)
     return tokens / elapsed, {"tokens": tokens, "seconds": elapsed}
 
 
@@ -104,7 +104,7 @@ class Session:
         self._spent = {engine.name: 0.0 for engine in engines}
         self._dead: set[str] = set()
         self._done = 0
-        self._all = len(self.engines) * (len(self.workloads) * repeats + 1)
+        self._all = sum(len(self._workloads_of(engine)) * repeats + 1 for engine in self.engines)
 
     async def run(self) -> None:
         """Starts what has cells left, runs the rounds, and stops every engine whatever happens."""
@@ -113,8 +113,9 @@ class Session:
                 await self._bring_up(engine)
             for repeat in range(self.repeats):
                 for workload in self.workloads:
-                    for engine in self.engines:
-                        await self._cell(engine, workload, repeat)
+                    for engine in self.engines[:: -1 if repeat % 2 else 1]:
+                        if workload in self._workloads_of(engine):
+                            await self._cell(engine, workload, repeat)
         finally:
             for engine in self.engines:
                 self._record_memory(engine)
@@ -126,10 +127,14 @@ class Session:
         return [
             f"{engine.name}, {workload.name}, repeat {repeat}: {reasons.get((engine.name, workload.name, repeat))}"
             for engine in self.engines
-            for workload in self.workloads
+            for workload in self._workloads_of(engine)
             for repeat in range(self.repeats)
             if not self.rows.has(engine.name, workload, repeat)
         ]
+
+    def _workloads_of(self, engine: Engine) -> list[Workload]:
+        """Those that it can do."""
+        return [workload for workload in self.workloads if engine.has_strategies or not workload.strategy]
 
     async def _bring_up(self, engine: Engine) -> None:
         """Starts the engine and leaves it paused; an engine whose start is a workload is started `repeats` times."""
@@ -137,7 +142,7 @@ class Session:
         missing = [repeat for repeat in range(starts) if not self.rows.has(engine.name, START, repeat)]
         cells = any(
             not self.rows.has(engine.name, workload, repeat)
-            for workload in self.workloads
+            for workload in self._workloads_of(engine)
             for repeat in range(self.repeats)
         )
         self._done += 1

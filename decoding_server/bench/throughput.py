@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from decoding_server.bench import machine, report
 from decoding_server.bench.peers import ENGINES, OURS, Engine, Settings
 from decoding_server.bench.session import Limits, RowFile, Session
-from decoding_server.bench.workloads import FULL, QUICK, Workload, decode, tokenized
+from decoding_server.bench.workloads import FULL, QUICK, STRATEGIES, Workload, decode, tokenized
 from models.gguf import embedded
 from models.loading import resolve
 from strategies.errors import ModelLoadError
@@ -47,6 +47,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--gguf", type=Path, help="what llama.cpp's file is made of (default: the embedded model's)")
     result.add_argument("--workloads", help="comma-separated beginnings of workload names")
     result.add_argument("--concurrency", help="comma-separated: decoding at these alone, instead of all workloads")
+    result.add_argument(
+        "--strategies",
+        default="",
+        help=f"with --concurrency: what these cost where an engine has them; comma-separated: {', '.join(STRATEGIES)}",
+    )
     result.add_argument("--temperature", type=float, default=0.0, help="of engines over HTTP (default 0, greedy)")
     result.add_argument("--repeats", type=int, default=3)
     result.add_argument("--quick", action="store_true", help="small sizes: checks that everything works")
@@ -72,6 +77,26 @@ def chosen_engines(arguments: argparse.Namespace, console: Console) -> list[str]
         console.print("llama-cpp is left out: no --llama-server")
         peers.remove("llama-cpp")
     return ([] if arguments.without_ours else [OURS]) + peers
+
+
+def chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
+    """Raises SystemExit for strategies that are unknown, or that would have nothing to do."""
+    strategies = [name for name in arguments.strategies.split(",") if name]
+    for name in strategies:
+        if name not in STRATEGIES:
+            raise SystemExit(f"unknown strategy {name!r}; there are {', '.join(STRATEGIES)}")
+    if strategies and (arguments.concurrency is None or arguments.temperature == 0):
+        raise SystemExit("--strategies needs --concurrency, and a --temperature above 0: greedy tokens are not sampled")
+    every: Sequence[Workload] = QUICK if arguments.quick else FULL
+    if arguments.concurrency is not None:
+        every = [
+            decode(int(concurrency), 37, 16 if arguments.quick else 128, strategy)
+            for concurrency in arguments.concurrency.split(",")
+            for strategy in ("", *strategies)
+        ]
+    if arguments.workloads is None:
+        return list(every)
+    return [workload for workload in every if workload.name.startswith(tuple(arguments.workloads.split(",")))]
 
 
 def settings(arguments: argparse.Namespace, engines: Sequence[str]) -> tuple[Settings, str]:
@@ -130,6 +155,7 @@ async def run(session: Session) -> None:
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all cells measured, 1 some failed or the model can't be had, 130 interrupted."""
     arguments = parser().parse_args(given)
+    workloads = chosen_workloads(arguments)
     console = Console()
     arguments.output.mkdir(parents=True, exist_ok=True)
     names = chosen_engines(arguments, console)
@@ -147,14 +173,6 @@ def main(given: Sequence[str] | None = None) -> int:
         "machine": machine.describe(),
     }
     engines = [ENGINES[name](configuration) for name in names]
-    every: Sequence[Workload] = QUICK if arguments.quick else FULL
-    if arguments.concurrency is not None:
-        every = [decode(int(concurrency), 37, 128) for concurrency in arguments.concurrency.split(",")]
-    workloads = [
-        workload
-        for workload in every
-        if arguments.workloads is None or workload.name.startswith(tuple(arguments.workloads.split(",")))
-    ]
     rows = RowFile(arguments.output / "rows.jsonl")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     interrupted = False

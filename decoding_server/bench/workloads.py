@@ -1,14 +1,20 @@
 """What every engine is asked, and the prompts: token ids cut from `passages`, so all engines get the same tokens."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from decoding_server.bench.passages import PASSAGES
 
 Kind = Literal["decode", "first-token", "shared-prefix", "start", "memory"]
 Prompt = list[int]
+
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    "bregman": {"decoding": {"sampler": {"type": "bregman", "alpha": 1.5, "tau": 0.01}}},
+    "grammar": {"decoding": {"penalty": {"type": "grammar", "language": "python"}}},
+}
+"""Strategies whose cost is measured, as fields of a request that is otherwise the plain one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,8 @@ class Workload:
                    after one untimed round over the same prefix; tokens per second.
     start:         seconds from the engine's command line to its first answer, files in the page cache.
     memory:        largest resident set of the engine's process tree over the session, bytes.
+
+    strategy: one of `STRATEGIES`, for engines that have them. plain: the workload without it, empty where it is that.
     """
 
     name: str
@@ -32,22 +40,28 @@ class Workload:
     concurrency: int = 1
     requests: int = 1
     prefix_tokens: int = 0
+    strategy: str = ""
+    plain: str = ""
 
     @property
     def higher_is_better(self) -> bool:
         return self.unit == "tokens/s"
 
 
-def decode(concurrency: int, prompt_tokens: int, new_tokens: int) -> Workload:
+def decode(concurrency: int, prompt_tokens: int, new_tokens: int, strategy: str = "") -> Workload:
+    name = f"decode-{prompt_tokens}-{new_tokens}-c{concurrency}"
+    title = f"{prompt_tokens}-token prompt, {new_tokens} new, concurrency {concurrency}"
     return Workload(
-        name=f"decode-{prompt_tokens}-{new_tokens}-c{concurrency}",
-        title=f"{prompt_tokens}-token prompt, {new_tokens} new, concurrency {concurrency}",
+        name=f"{name}-{strategy}" if strategy else name,
+        title=f"{title}, {strategy}" if strategy else title,
         kind="decode",
         unit="tokens/s",
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         concurrency=concurrency,
         requests=concurrency,
+        strategy=strategy,
+        plain=name if strategy else "",
     )
 
 

@@ -115,7 +115,7 @@ def metrics() -> str:
     series = RequestMetrics(registry_, "").of(STANDARD)
     series.failures(400)  # a series with labels of its own shows on first use
     series.accepted_at(0)
-    ProgramMetrics(registry_, "")
+    ProgramMetrics(registry_, "").searched("", 0, 1)
     KeyMetrics(registry_, "").of("")
     rows = []
     for family in registry_.collect():

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,10 @@ from strategies.runtime import ModelInfo
 log = logging.getLogger(__name__)
 
 CPU_KV_MEMORY = 1 << 30
+KV_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+"""vLLM's own setting for CPUs, in GiB; it goes over its engine arguments."""
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""vLLM's engine arguments whose product is the number of its workers."""
 PROCESSOR_V1 = "models.vllm_runtime.processor_v1:PipelineLogitsProcessor"
 PROCESSOR_V2 = "models.vllm_runtime.processor_v2:PipelineLogitsProcessor"
 WORKER_EXTENSION = "models.vllm_runtime.worker.WorkerExtension"
@@ -54,7 +59,7 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
     started = time.monotonic()
     found = version.require(version.installed())
     given = engine_arguments.parse(options.engine_arguments)
-    _prepare_environment(options)
+    _prepare_environment(options, given)
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
@@ -104,18 +109,30 @@ def load_runtime(files: ModelFiles, options: VllmOptions) -> VllmRuntime:
     )
 
 
-def _prepare_environment(options: VllmOptions) -> None:
+def _prepare_environment(options: VllmOptions, given: Mapping[str, Any]) -> None:
     """What vLLM reads from the environment, unless the operator has set it: processes of its own that don't inherit our
-    threads half-way, all cores that we may use, no reports to anyone."""
+    threads half-way, all cores that we may use, no reports to anyone. A flag of ours goes over their variable."""
+    if options.kv_cache_memory is not None and KV_VARIABLE in os.environ:
+        log.warning("%s is ignored: --kv-cache-memory is given", KV_VARIABLE)
+        del os.environ[KV_VARIABLE]
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
+    sizes = [given.get(name) for name in PARALLEL]
+    workers = math.prod(size for size in sizes if isinstance(size, int) and size > 0)  # vLLM refuses what is no size
     defaults = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": core_lists(cores, workers),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def core_lists(cores: Sequence[int], workers: int) -> str:
+    """Cores of each of vLLM's workers on CPU, in its format; workers share them where there are more workers."""
+    share = max(1, len(cores) // workers)
+    starts = [worker * share % len(cores) for worker in range(workers)]
+    return "|".join(",".join(map(str, cores[start : start + share])) for start in starts)
 
 
 async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Totals) -> Any:
@@ -124,7 +141,8 @@ async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Tota
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.executor import Executor
 
-    config = arguments_type(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    context = UsageContext.OPENAI_API_SERVER  # what is not given gets the defaults of vLLM's own server
+    config = arguments_type(**arguments).create_engine_config(context)
     if config.use_v2_model_runner and config.model_config.logits_processors:
         config.model_config.logits_processors = [PROCESSOR_V2]
     return AsyncLLM(
@@ -132,7 +150,7 @@ async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Tota
         executor_class=Executor.get_class(config),
         log_stats=False,
         log_requests=False,
-        usage_context=UsageContext.ENGINE_CONTEXT,
+        usage_context=context,
         stat_loggers=[lambda config, engine: StatLogger(totals)],
     )
 
@@ -140,7 +158,7 @@ async def _start(arguments_type: Any, arguments: Mapping[str, Any], totals: Tota
 def _arguments(files: ModelFiles, options: VllmOptions, device: str, *, native: bool) -> dict[str, Any]:
     """vLLM's engine arguments. Its own sampling is neutral: the processor leaves one token; but see `native`."""
     memory = options.kv_cache_memory
-    if memory is None and device == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+    if memory is None and device == "cpu" and KV_VARIABLE not in os.environ:
         memory = CPU_KV_MEMORY
     chosen: dict[str, Any] = {
         "max_model_len": options.max_model_len,

@@ -113,10 +113,16 @@ class NoteReader:
 
 
 class NoteWriter:
-    """The end of a processor. Without a path (a rank that has nothing to report) it writes nothing."""
+    """The end of a processor. Without a path (a rank that has nothing to report) it writes nothing, and on another
+    machine, where the path isn't, it can't: what has to be told is an exception there."""
 
     def __init__(self, path: str | None) -> None:
-        self._pipe = None if path is None else os.open(path, os.O_WRONLY)
+        self._pipe: int | None = None
+        self._elsewhere = path is not None and not os.path.exists(path)
+        if self._elsewhere:
+            log.warning("this worker is not on the server's machine: no processed log-probabilities, no hidden states")
+        elif path is not None:
+            self._pipe = os.open(path, os.O_WRONLY)
 
     def logprobs(self, key: int, position: int, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
         head = HEADER.pack(key, Kind.LOGPROBS, position, len(ids), len(values))
@@ -126,6 +132,9 @@ class NoteWriter:
         self._write(HEADER.pack(key, Kind.HIDDEN, position, 0, len(values)) + values.tobytes())
 
     def fault(self, key: int, message: str) -> None:
+        """Raises RuntimeError where nobody would learn of it: a wrong token would pass for a right one."""
+        if self._elsewhere:
+            raise RuntimeError(f"request {key} can't go on: {message}")
         text = message.encode()[:1000]
         self._write(HEADER.pack(key, Kind.FAULT, 0, 0, len(text)) + text)
 

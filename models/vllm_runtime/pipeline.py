@@ -31,7 +31,7 @@ class Pipeline:
         for transform in registered("transform").values():
             transform.prepare(self._tokenizer, device)
         self._draw = draw_with(kernels_for(device))
-        self._notes = NoteWriter(os.environ.get(VARIABLE) if _first_rank() else None)
+        self._notes = NoteWriter(os.environ.get(VARIABLE) if _reports() else None)
         self._decoder = Decoder(self._tokenizer)
         self._parked: OrderedDict[int, Drawing] = OrderedDict()
 
@@ -62,6 +62,10 @@ class Pipeline:
         draw_rows(logits, picked, drawings, self._draw, self._notes, LAST.of)
 
 
-def _first_rank() -> bool:
-    """Every rank of a model that is spread over devices draws the same tokens; one of them reports."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+def _reports() -> bool:
+    """Every rank of the last pipeline stage has all logits and draws the same tokens; one of them reports."""
+    if not torch.distributed.is_initialized():
+        return True
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    return bool(get_pp_group().is_last_rank and get_tp_group().is_first_rank)

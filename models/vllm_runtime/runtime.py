@@ -141,7 +141,7 @@ class VllmRuntime:
                     f"{waiting} sequences are waiting already (at most {self._max_waiting}); try again later"
                 )
             self._streams.update(streams)
-        self._thread.loop.call_soon_threadsafe(self._start, streams)
+        self._thread.loop.call_soon_threadsafe(self._start, tuple(streams))  # the list is the caller's from now on
         return streams
 
     def status(self) -> RuntimeStatus:

@@ -76,6 +76,19 @@ def check_call(call: str, expected: str, entry_point: str) -> CallCheck | Statem
     return taken_apart(source, comparison, entry_point) or StatementCheck(source)
 
 
+def check_input(call: str, entry_point: str) -> CallCheck:
+    """No test, but a call to see what comes of it: any value of built-in types passes. Raises ValueError as above, and
+    where the arguments can't go in."""
+    calls = Calls(entry_point)
+    try:
+        calls.visit(parsed(call, "eval", entry_point).body)
+    except (Unsupported, RecursionError) as error:
+        raise ValueError(f"a call can't be made from outside: {error}") from None
+    if len(calls.units) != 1:
+        raise ValueError("an input must be one call")
+    return CallCheck(call, tuple(calls.units), lambda _: True)
+
+
 def check_stdin(stdin: str, stdout: str) -> StdinCheck:
     """The test that the program prints `stdout` when it reads `stdin`. Raises ValueError when one is too long."""
     for name, text in (("stdin", stdin), ("stdout", stdout)):

@@ -113,6 +113,11 @@ class CodingSearch(Search):
         return self.k
 
     @property
+    def rivals(self) -> int:
+        """How many programs there are to choose from where no test is."""
+        return 1
+
+    @property
     def is_script(self) -> bool:
         """Whether a whole program is asked for, by tests of its output."""
         return bool(self.tests) and isinstance(self.tests[0], ScriptTest)

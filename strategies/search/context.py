@@ -184,6 +184,15 @@ class SearchContext:
         """
         if self.exhausted:
             raise BudgetExhausted("the budget is spent")
+        replies = await self.replies(questions)
+        for question, reply in zip(questions, replies, strict=True):
+            self.trace.answered(question, reply, self.generation.meter.exhausted)
+        self.trace.called("asked", sum(reply.end != "context" for reply in replies))
+        self.trace.called("asked_tokens", sum(reply.tokens for reply in replies))
+        return replies
+
+    async def replies(self, questions: Sequence[Question]) -> list[Reply]:
+        """The model's, see `ask`."""
         asked, generations = [], []
         for place, question in enumerate(questions):
             tokens = rendered(self.runtime.tokenizer, question, chat=self.is_chat)
@@ -195,8 +204,6 @@ class SearchContext:
         for place, generation, deltas in zip(asked, generations, await self._collect(generations), strict=True):
             scored, prefix = generation.logprobs is not None, questions[place].prefix
             replies[place] = Reply.of(deltas, self.runtime.tokenizer, scored=scored, prefix=prefix)
-        self.trace.called("asked", len(asked))
-        self.trace.called("asked_tokens", sum(reply.tokens for reply in replies))
         return replies
 
     async def execute(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":
@@ -204,6 +211,16 @@ class SearchContext:
 
         Raises BudgetExhausted when the request's seconds are over, ProgramsUnavailable when the sandbox fails.
         """
+        try:
+            results = await self.results(program, checks, limits)
+        except BudgetExhausted:
+            self.trace.executed(program.source, None, self.generation.meter.exhausted)
+            raise
+        self.trace.executed(program.source, results)
+        return results
+
+    async def results(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":
+        """The sandbox's, see `execute`."""
         assert self.sandbox is not None
         meter = self.generation.meter
         seconds = meter.budget.seconds
@@ -216,6 +233,17 @@ class SearchContext:
             raise BudgetExhausted("the budget is spent") from None
         except SandboxUnavailable as error:  # never a result of the program's
             raise ProgramsUnavailable(str(error)) from error
+
+    @property
+    def program_limits(self) -> "Limits":
+        """The operator's, of each program."""
+        assert self.sandbox is not None
+        return self.sandbox.limits
+
+    @property
+    def backend(self) -> str | None:
+        """What confines programs."""
+        return None if self.sandbox is None else self.sandbox.backend.name
 
     def propose(self, node: Node, score: float = 0.0) -> None:
         """Remembers the best answer so far, for the case that the budget runs out; of equal scores the later one."""

@@ -27,6 +27,10 @@ class CodeBestOfN(CodingSearch):
 
     name: ClassVar = "code-best-of-n"
 
+    @property
+    def rivals(self) -> int:
+        return self.k
+
     async def find(self, work: Workshop) -> None:
         while len(work.attempts) < self.k:
             first = len(work.attempts)

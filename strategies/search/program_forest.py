@@ -8,7 +8,8 @@
 A virtual root, whose score is -1, has the seeds as children, so which tree is next is decided by the same rule. A pass
 stops at a node with an open direction, or without a child that is strictly better: such a node gets new directions, one
 program for each pass. Visits count passes and start at 1. Where the paper leaves something open, this follows its
-released code (commit 9185737).
+released code (commit 9185737). A child that is its parent over again is closed: what could be tried there is what can
+be tried at the parent.
 """
 
 import math
@@ -68,7 +69,8 @@ class Direction:
 
 @dataclass(slots=True, eq=False)
 class ProgramNode:
-    """One program. number: order of creation, -1 for the virtual root. score: its reward; value: the best below it."""
+    """One program. number: order of creation, -1 for the virtual root. score: its reward; value: the best below it.
+    closed: never expanded."""
 
     number: int
     parent: "ProgramNode | None"
@@ -77,6 +79,7 @@ class ProgramNode:
     visits: int = 1
     depth: int = 0
     solved: bool = False
+    closed: bool = False
     direction: Direction | None = None
     directions: list[Direction] = field(default_factory=list)
     children: list["ProgramNode"] = field(default_factory=list)
@@ -100,12 +103,14 @@ class Expansion:
 @dataclass(slots=True)
 class ProgramForest:
     """The state of the search. m: directions proposed at once; slots: instead of directions, a fixed number of children
-    for each node, which all have to be there before a pass goes below it (the baseline `tree`)."""
+    for each node, which all have to be there before a pass goes below it (the baseline `tree`). flat: no tree, but
+    every direction is one of the best seed's, whatever becomes of it."""
 
     m: int = 2
     c: float = math.sqrt(2)
     rule: SelectionRule = "uct"
     slots: int | None = None
+    flat: bool = False
     root: ProgramNode = field(default_factory=lambda: ProgramNode(-1, None, -1.0, 0.0), init=False)
     nodes: list[ProgramNode] = field(default_factory=list, init=False)
 
@@ -113,10 +118,12 @@ class ProgramForest:
         """A new tree. Its score is not backed up."""
         return self._add(self.root, None, score, solved)
 
-    def add(self, expansion: Expansion, score: float, *, solved: bool = False) -> ProgramNode:
-        """The program that a direction led to; its score is backed up."""
+    def add(self, expansion: Expansion, score: float, *, solved: bool = False, closed: bool = False) -> ProgramNode:
+        """The program that a direction led to; its score is backed up. closed: it is the node's own program again, with
+        the same score therefore."""
         expansion.direction.state = "done"
         child = self._add(expansion.node, expansion.direction, score, solved)
+        child.closed = closed
         node: ProgramNode | None = expansion.node
         while node is not None:
             node.value = max(node.value, score)
@@ -168,12 +175,15 @@ class ProgramForest:
 
     def _descend(self) -> list[ProgramNode] | None:
         """The nodes from the root to the one to expand; None if all that could be is being expanded."""
+        if self.flat:
+            free = [seed for seed in self.root.children if not self._waits(seed)]
+            return [self.root, free[first_best([seed.score for seed in free])]] if free else None
         blocked: set[ProgramNode] = set()
         while self.root not in blocked:
             path = [self.root]
             while not self._stops(path[-1]):
                 node = path[-1]
-                left = [child for child in node.children if child not in blocked]
+                left = [child for child in node.children if child not in blocked and not child.closed]
                 if not left:
                     break
                 path.append(left[first_best(self.scores(node, left))])

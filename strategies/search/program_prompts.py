@@ -33,6 +33,12 @@ class Prompts:
         "Task:\n{task}\n\nGive {n} one-line checks of `{entry_point}`, each like `assert {entry_point}(…) == …`, with "
         "inputs small enough to work out by hand, covering usual and edge cases. Reply with one fenced block."
     )
+    inputs_system: str = "You try Python functions out."
+    inputs: str = (
+        "Task:\n{task}\n\nGive {n} calls of `{entry_point}`, one a line, each like `{entry_point}(…)`, with literal "
+        "arguments that are small and cover usual and edge cases. Do not say what they return. Reply with one fenced "
+        "block."
+    )
     directions_system: str = "You review a failing program and plan repairs."
     directions: str = (
         "Task:\n{task}\n\nProgram:\n```python\n{program}```\n\nResults:\n{results}\n\nLessons so far:\n{lessons}\n\n"

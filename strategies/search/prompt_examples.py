@@ -3,7 +3,7 @@
 import ast
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 RESULT = re.compile(r"^(?:==|=>|->|➞|→|should\s+return|returns?)\s*(.+)$")
@@ -34,11 +34,7 @@ def parse_examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
 
 
 def example_of(line: str, following: str, entry_point: str) -> tuple[str, str] | None:
-    calls = re.finditer(rf"(?<![\w.]){re.escape(entry_point)}\(", line)
-    for start in islice(calls, MAX_CALLS):
-        call, rest = leading_call(line[start.start() :])
-        if call is None:
-            continue
+    for call, rest in calls_in(line, entry_point):
         stated = RESULT.match(rest.strip())
         if stated is not None:
             result = leading_literal(stated[1])
@@ -49,6 +45,22 @@ def example_of(line: str, following: str, entry_point: str) -> tuple[str, str] |
         if result is not None:
             return call, result
     return None
+
+
+def literal_calls(text: str, entry_point: str) -> list[str]:
+    """Calls with literal arguments, in normal form and order, without repeats, whatever stands around them."""
+    lines = [line for line in text.split("\n") if entry_point in line and len(line) <= MAX_LINE]
+    found = dict.fromkeys(call for line in lines[:MAX_LINES] for call, _ in calls_in(line, entry_point))
+    return list(found)[:MAX_EXAMPLES]
+
+
+def calls_in(line: str, entry_point: str) -> Iterator[tuple[str, str]]:
+    """A line's calls with literal arguments, in normal form, each with what follows it."""
+    starts = re.finditer(rf"(?<![\w.]){re.escape(entry_point)}\(", line)
+    for start in islice(starts, MAX_CALLS):
+        call, rest = leading_call(line[start.start() :])
+        if call is not None:
+            yield call, rest
 
 
 def leading_call(text: str) -> tuple[str | None, str]:

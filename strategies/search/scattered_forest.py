@@ -44,6 +44,9 @@ class ScatteredForest(CodingSearch):
         Literal["instruction", "role", "none"] | Annotated[tuple[Theme, ...], Field(max_length=64, strict=False)],
         Field(description="What makes first programs differ: styles, characters, nothing, or texts of your own."),
     ] = "instruction"
+    tree: Annotated[
+        bool, Field(description="Whether changed programs are changed again; false: only the best seed is.")
+    ] = True
     scout: Annotated[bool, Field(description="Whether lessons are kept.")] = True
     stop: Annotated[
         Literal["eager", "official", "never"],
@@ -52,14 +55,27 @@ class ScatteredForest(CodingSearch):
     direction_temperature: Annotated[Temperature, Field(description="For directions; null: the request's.")] = 0.7
 
     @model_validator(mode="after")
-    def _seeds_within(self) -> "ScatteredForest":
+    def _consistent(self) -> "ScatteredForest":
         if self.seeds is not None and self.seeds > self.k:
             raise ValueError("seeds: must be at most k")
+        if not self.tree:
+            # Without a tree no pass goes from a program to its children, so these would do nothing.
+            idle = {"selection": self.selection == "puct", "c": self.c is not None, "stop": self.stop == "official"}
+            if given := [name for name, asked in idle.items() if asked]:
+                raise ValueError(f"{given[0]}: has no meaning without a tree")
         return self
+
+    @property
+    def first_programs(self) -> int:
+        return self.seeds or split_programs(self.k)[0]
+
+    @property
+    def rivals(self) -> int:
+        return self.first_programs
 
     async def find(self, work: Workshop) -> None:
         c = self.c if self.c is not None else 2.0 if self.selection == "puct" else 2.0**0.5
-        forest = ProgramForest(m=self.directions, c=c, rule=self.selection)
+        forest = ProgramForest(m=self.directions, c=c, rule=self.selection, flat=not self.tree)
         try:
             await self._grow(work, forest)
         finally:
@@ -79,7 +95,7 @@ class ScatteredForest(CodingSearch):
 
     async def _grow(self, work: Workshop, forest: ProgramForest) -> None:
         themes = THEMES[self.themes] if isinstance(self.themes, str) else self.themes
-        drafts = await work.first_drafts(self.seeds or split_programs(self.k)[0], themes)
+        drafts = await work.first_drafts(self.first_programs, themes)
         for first in range(0, len(drafts), self.wave):
             wave = drafts[first : first + self.wave]
             attempts = await work.evaluate(wave, [1] * len(wave))
@@ -105,7 +121,12 @@ class ScatteredForest(CodingSearch):
             jobs = await self._scatter(work, picked, lessons)
             attempts = await self._carry_out(work, jobs)
             children = [
-                forest.add(job, attempt.score, solved=attempt.solved)
+                forest.add(
+                    job,
+                    attempt.score,
+                    solved=attempt.solved,
+                    closed=attempt.key == work.attempts[job.node.number].key,
+                )
                 for job, attempt in zip(jobs, attempts, strict=True)
             ]
             self._rescore(work, forest)

@@ -1,10 +1,13 @@
 """The record of a search: which nodes it made, what it found them worth, and what it called."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from strategies.sandbox.outcome import Result
+    from strategies.search.asking import Question, Reply
     from strategies.search.node import Node
     from strategies.search.search import TraceLevel
 
@@ -20,6 +23,8 @@ class Trace:
         self.calls: Counter[str] = Counter()
         self.facts: Record = {}
         self._nodes: list[Node] = []
+        self._questions: list[Record] = []
+        self._runs: dict[str, Record] = {}
         self._explored = 0
 
     def called(self, what: str, count: int) -> None:
@@ -40,6 +45,29 @@ class Trace:
         """Something that no node shows, for whoever follows a full trace: an event of the search's own."""
         self._tell({"event": event, **facts})
 
+    def answered(self, question: "Question", reply: "Reply", exhausted: str | None = None) -> None:
+        """A question of the search's own, and the reply. exhausted: what of the budget cut it off."""
+        if self.level == "full":
+            record: Record = {
+                "question": [[role, text] for role, text in question.messages],
+                "seed": str(question.seed),  # 64 bits are too many for some readers of JSON
+                "reply": reply.text,
+                "tokens": reply.tokens,
+                "end": reply.end,
+            }
+            if reply.pieces:
+                record["pieces"] = [[text, logprob] for text, logprob in reply.pieces]
+            if reply.end == "budget":
+                record["exhausted"] = exhausted
+            self._questions.append(record)
+
+    def executed(self, program: str, results: "Sequence[Result] | None", exhausted: str | None = None) -> None:
+        """What came of a program's tests; None where the budget ended its run. Seconds are left out, so that a search
+        that is repeated tells the same."""
+        if self.level == "full":
+            found = None if results is None else [{**asdict(result), "seconds": 0.0} for result in results]
+            self._runs[program] = {"program": program, "results": found, "exhausted": exhausted}
+
     def _tell(self, record: Record) -> None:
         if self.level == "full" and self.listener is not None:
             self.listener(record)
@@ -55,12 +83,17 @@ class Trace:
         }
 
     def report(self) -> Record | None:
-        """What the reply says: nothing, the summary, or the summary and every node."""
+        """What the reply says: nothing, the summary, or the summary, every node, and all that a `Replay` needs."""
         if self.level == "none":
             return None
         report = {**self.summary(), **self.facts}
         if self.level == "full":
             report["tree"] = [described(node) for node in self._nodes]
+            if self._questions:
+                report["questions"] = self._questions
+            if self._runs:
+                # Programs run at the same time, so the order in which they end is none.
+                report["runs"] = [self._runs[program] for program in sorted(self._runs)]
         return report
 
 

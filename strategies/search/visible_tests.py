@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_stdin
-from strategies.search.prompt_examples import parse_examples
+from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
+from strategies.search.prompt_examples import literal_calls, parse_examples
 
 Origin = Literal["given", "prompt", "generated"]
 Text = Annotated[str, Field(max_length=16384)]
@@ -115,6 +115,17 @@ def generated_tests(
             found.setdefault(call, {}).setdefault(normal(line), VisibleTest(normal(line), check, "generated"))
     kept = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1][:most]
     return kept, len(lines) - len(kept)
+
+
+def inputs_of(texts: Sequence[str], entry_point: str, most: int) -> list[CallCheck]:
+    """At most `most` calls with literal arguments from any texts: what programs are compared by where no test is."""
+    found: dict[str, CallCheck] = {}
+    for call in dict.fromkeys(call for text in texts for call in literal_calls(text, entry_point)):
+        try:
+            found[call] = check_input(call, entry_point)
+        except ValueError:
+            continue
+    return list(found.values())[:most]
 
 
 def vetted(line: str, entry_point: str) -> CallCheck | None:

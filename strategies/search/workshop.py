@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from strategies.sandbox.checks import StatementCheck
+from strategies.sandbox.checks import CallCheck, StatementCheck
 from strategies.sandbox.outcome import Outcome, Program, Result
 from strategies.search.asking import Question, Reply
 from strategies.search.node import Node
 from strategies.search.program_choice import Candidate, derive_seed, first_highest, preference, theme_order
 from strategies.search.program_forest import reward
-from strategies.search.program_prompts import Prompts, feedback
+from strategies.search.program_prompts import Prompts, feedback, what_happened
 from strategies.search.program_replies import normal_form, program_of
 from strategies.search.suspect_tests import suspect_tests, without
-from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, prompt_tests
+from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, inputs_of, prompt_tests
 
 if TYPE_CHECKING:
     from strategies.search.coding_search import CodingSearch
@@ -40,7 +40,8 @@ class Draft:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """A program with its results. number: order of evaluation. node: the answer that it would be, in the trace too."""
+    """A program with its results. number: order of evaluation. node: the answer that it would be, in the trace too.
+    tried: what came of the inputs, where programs are compared by those."""
 
     number: int
     draft: Draft
@@ -49,6 +50,7 @@ class Attempt:
     depth: int
     key: str
     loads: bool
+    tried: list[Result] = field(default_factory=list)
     score: float = 0.0
     solved: bool = False
 
@@ -56,15 +58,22 @@ class Attempt:
     def program(self) -> str:
         return self.draft.source or self.draft.reply.text.rstrip() + "\n"
 
+    @property
+    def behaviour(self) -> list[str]:
+        """Equal for programs that did the same on every test, or input."""
+        return [result.behaviour for result in self.tried or self.results]
+
 
 @dataclass(slots=True)
 class Workshop:
-    """drafts: every reply that should hold a program; attempts: those evaluated, in order. counts: what replies ignored
-    the format. stop_reason: why the search ended."""
+    """inputs: calls by whose results programs are compared where there is no test. drafts: every reply that should hold
+    a program; attempts: those evaluated, in order. counts: what replies ignored the format. stop_reason: why the search
+    ended."""
 
     search: "CodingSearch"
     context: "SearchContext"
     tests: list[VisibleTest] = field(default_factory=list)
+    inputs: list[CallCheck] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -73,7 +82,9 @@ class Workshop:
     function: str = field(init=False)
     prompts: Prompts = field(init=False)
     _known: dict[str, list[Result]] = field(default_factory=dict)
+    _first: dict[str, int] = field(default_factory=dict)
     _test_tries: int = 0
+    _written_tests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.task = self.context.question
@@ -160,8 +171,10 @@ class Workshop:
             (reply,) = await self.context.ask(wanted)
             self._take_tests(reply)
         if first == 0:
+            await self._find_inputs()
             shown = [{"test": test.source, "origin": test.origin} for test in self.tests]
-            self.context.trace.happened("tests", tests=shown, dropped=self.counts["tests_dropped"])
+            inputs = [one.source for one in self.inputs]
+            self.context.trace.happened("tests", tests=shown, inputs=inputs, dropped=self.counts["tests_dropped"])
         return await self._rewritten(drafts, again)
 
     def _test_questions(self) -> list[Question]:
@@ -185,7 +198,30 @@ class Workshop:
             )
         ]
 
+    async def _find_inputs(self) -> None:
+        """Calls to compare programs by, where there is no test and more than one program to choose from: those in the
+        prompt and in the tests that could not be used, else such as the model writes for it."""
+        search = self.search
+        if self.tests or not self.function or search.rivals < 2 or search.final != "recommended":
+            return
+        texts = [self.task, *self._written_tests] if search.examples_from_prompt else self._written_tests
+        self.inputs = await self.context.compute(inputs_of, texts, self.function, search.n_tests)
+        if self.inputs or search.generate_tests == "never" or self.context.exhausted:
+            return
+        fields = {"task": self.task, "entry_point": self.function, "n": search.n_tests + EXTRA_TESTS}
+        question = self.question(
+            "inputs",
+            "root",
+            self.prompts.inputs_system.format(entry_point=self.function),
+            self.prompts.inputs.format(**fields),
+            temperature=search.seed_temperature,
+            max_tokens=TEST_TOKENS,
+        )
+        (reply,) = await self.context.ask([question])
+        self.inputs = await self.context.compute(inputs_of, [reply.text], self.function, search.n_tests)
+
     def _take_tests(self, reply: Reply) -> None:
+        self._written_tests.append(reply.text)
         most = self.search.n_tests - len(self.tests)
         kept, dropped = generated_tests(reply.text, self.function, self.tests, most)
         self.tests += kept
@@ -207,10 +243,10 @@ class Workshop:
         attempts = []
         for key, draft, depth in zip(keys, drafts, depths, strict=True):
             if draft.source is None:
-                attempts.append(self._attempt(draft, depth, key, [UNUSABLE] * max(1, len(self.tests))))
+                unusable = [UNUSABLE] * (max(1, len(self.tests)) + len(self.inputs))
+                attempts.append(self._attempt(draft, depth, key, unusable))
             elif key in self._known:
                 attempts.append(self._attempt(draft, depth, key, self._known[key]))
-                self.counts["duplicates"] += key not in new
         if self.search.suspect_tests:
             self._drop_suspects()
         for results in found:
@@ -239,16 +275,25 @@ class Workshop:
 
     async def _run(self, source: str) -> list[Result]:
         program = Program(source, self.function or None, self.search.setup)
-        checks = [test.check for test in self.tests] or [StatementCheck(self.function or "pass")]
-        assert self.context.sandbox is not None
-        limits = self.search.sandbox.within(self.context.sandbox.limits)
+        checks = [test.check for test in self.tests] or [StatementCheck(self.function or "pass"), *self.inputs]
+        limits = self.search.sandbox.within(self.context.program_limits)
         return await self.context.execute(program, checks, limits)
 
     def _attempt(self, draft: Draft, depth: int, key: str, results: list[Result]) -> Attempt:
         number = len(self.attempts)
         node = self._answer_node(self.presented(draft), number, cut=draft.source is None and draft.reply.end != "stop")
-        attempt = Attempt(number, draft, list(results), node, depth, key, all(result.passed for result in results))
+        judged = len(results) - len(self.inputs)
+        results, tried = results[:judged], results[judged:]
+        loads = all(result.passed for result in results)
+        attempt = Attempt(number, draft, list(results), node, depth, key, loads, tried)
         self.attempts.append(attempt)
+        first = self._first.setdefault(key, number)
+        if first != number and draft.source is not None:
+            self.counts["duplicates"] += 1
+            self.context.trace.called("programs_duplicate", 1)
+            self.context.note(node, duplicate_of=first)
+        if tried:
+            self.context.note(node, tried=[result.got or what_happened(result) for result in tried])
         self.context.note(
             node,
             program=number,
@@ -303,8 +348,6 @@ class Workshop:
         rows = list(zip(self.tests, attempt.results, strict=False))
         given = [result.passed for test, result in rows if test.origin == trusted]
         other = [result.passed for test, result in rows if test.origin != trusted]
-        behaviour = [result.behaviour for result in attempt.results]
-        votes = sum([result.behaviour for result in other.results] == behaviour for other in self.attempts)
         return Candidate(
             attempt.number,
             sum(given),
@@ -313,24 +356,35 @@ class Workshop:
             len(other),
             attempt.depth,
             len(attempt.program),
-            votes,
+            self.votes(attempt),
         )
+
+    def votes(self, attempt: Attempt) -> int:
+        """How many of the evaluated programs, itself included, did the same on every test or input."""
+        behaviour = attempt.behaviour
+        return sum(other.behaviour == behaviour for other in self.attempts)
 
     @property
     def _trusted(self) -> str:
         return "given" if any(test.origin == "given" for test in self.tests) else "prompt"
 
     def ranked(self, rule: str) -> list[Attempt]:
-        """Best first; without tests, programs that can be loaded first, in order."""
+        """Best first. Without tests: programs that can be loaded, of these such as return anything for the inputs, of
+        these such as most do alike."""
         attempts = [attempt for attempt in self.attempts if attempt.draft.source is not None]
         if not self.tests:
-            return sorted(attempts, key=lambda attempt: (not attempt.loads, attempt.number))
+            return sorted(attempts, key=self._preference_without_tests)
         if rule == "recommended":
             return sorted(attempts, key=lambda attempt: preference(self.candidate(attempt)))
         left, ranked = list(attempts), []
         while left:
             ranked.append(left.pop(first_highest([attempt.score for attempt in left])))
         return ranked
+
+    def _preference_without_tests(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
+        """Smaller is better. That programs fail alike, by a missing import say, speaks for none of them."""
+        answered = any(result.passed for result in attempt.tried)
+        return not attempt.loads, not answered, -self.votes(attempt) if answered else 0, attempt.number
 
     async def answers(self, ranked: Sequence[Attempt]) -> list[Node]:
         """Distinct programs in this order, and tells the trace what was chosen and how far it can be trusted."""
@@ -348,15 +402,16 @@ class Workshop:
     def _tell(self, best: Attempt | None) -> None:
         origins = Counter(test.origin for test in self.tests)
         solved = [attempt.number for attempt in self.attempts if attempt.solved]
-        sandbox = self.context.sandbox
         self.context.tell(
-            backend=None if sandbox is None else sandbox.backend.name,
+            backend=self.context.backend,
             entry_point=self.function or None,
             verified="none" if best is None else self.verified(best),
             selected=None if best is None else best.number,
             solved_at=solved[0] if solved else None,
             stop_reason=self.stop_reason,
             tests={origin: origins[origin] for origin in ("given", "prompt", "generated")},
+            inputs=len(self.inputs),
+            votes=None if best is None or not (self.tests or self.inputs) else self.votes(best),
             replies=dict(self.counts),
         )
 
@@ -379,6 +434,8 @@ def drafted(reply: Reply) -> Draft:
 
 
 def key_of(draft: Draft) -> str:
-    """Equal for programs that differ in white space and comments only."""
-    source = draft.source if draft.source is not None else draft.reply.text
-    return normal_form(source) or source
+    """Equal for programs that differ in white space and comments only, and for equal replies without a program: which
+    are never equal to a program, even where the same text, not cut off, would have been one."""
+    if draft.source is None:
+        return f"\0{draft.reply.text}"
+    return normal_form(draft.source) or draft.source

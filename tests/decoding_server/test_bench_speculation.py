@@ -228,6 +228,22 @@ def test_theory_and_practice_agree(method: str) -> None:
     assert abs(far["expected"] - far["observed"]) > 4 * far["standard_error"]
 
 
+def test_the_load_stays_up_until_the_last_request_is_done() -> None:
+    """Three requests, two at a time: beside the last one runs a fourth, which the counts leave out."""
+    runtime = scripted_runtime(distribution, TOKENIZER, drafts={"draft": draft})
+    asked = generations([[97, 98, 99 + i] for i in range(3)], 1.0, 100, None)
+    try:
+        counts = run(runtime, asked, 2)
+        assert [one.meter.spend.output_tokens for one in asked] == [100, 100, 100]
+        assert counts.tokens == 3 * 99
+        assert 1.25 * counts.tokens < counts.throughput < 1.4 * counts.tokens  # the fourth begins with the third
+        assert counts.tokens_per_second == pytest.approx(counts.throughput / counts.seconds)
+        alone = run(runtime, generations([[97, 98, 99]], 1.0, 20, None), 8)
+        assert alone.throughput == alone.tokens == 19  # never more at a time than there are requests
+    finally:
+        runtime.close()
+
+
 def test_a_set_without_a_file_is_an_error(grid: list[str]) -> None:
     with pytest.raises(SystemExit, match="no file was given for humaneval"):
         bench.main([*grid, "--datasets", "humaneval"])

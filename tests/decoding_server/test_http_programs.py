@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -68,6 +69,7 @@ def test_chat(server: RuntimeServer) -> None:
     assert spent["search"]["programs"] == 3
     assert spent["search"]["programs_run"] == 2
     assert spent["search"]["programs_passed"] == 1
+    assert spent["search"]["programs_duplicate"] == 1
     assert spent["output_tokens"] > reply["usage"]["completion_tokens"] == len(ANSWER)
     asked = reply["decoding"]["search"]
     assert asked["tests"] == TESTS
@@ -79,7 +81,8 @@ def test_metrics(server: RuntimeServer) -> None:
         text = httpx.get(f"{server.url}/metrics", timeout=30).text
         tests = re.findall(r'^decoding:program_tests_total{.*outcome="(\w+)".*} (.+)$', text, re.MULTILINE)
         counts = re.findall(r"^decoding:program_(\w+)_seconds_count{.*} (.+)$", text, re.MULTILINE)
-        return {name: float(value) for name, value in [*tests, *counts]}
+        own = r'^decoding:(program\w+){.*strategy="scattered-forest".*} (.+)$'
+        return {name: float(value) for name, value in [*tests, *counts, *re.findall(own, text, re.MULTILINE)]}
 
     before = counted()
     assert server.post(CHAT, body()).status_code == 200
@@ -89,6 +92,10 @@ def test_metrics(server: RuntimeServer) -> None:
     assert after["wrong_value"] - before["wrong_value"] == 1
     assert after["timeout"] == 0
     assert after["run"] - before["run"] == after["wait"] - before["wait"] == 2
+    # Both first programs are the same; the third program passes.
+    assert after["program_duplicates_total"] - before["program_duplicates_total"] == 1
+    assert after["programs_until_solved_count"] - before["programs_until_solved_count"] == 1
+    assert after["programs_until_solved_sum"] - before["programs_until_solved_sum"] == 3
 
 
 def test_stream(server: RuntimeServer) -> None:
@@ -100,6 +107,41 @@ def test_stream(server: RuntimeServer) -> None:
                 reasons.append(choice["finish_reason"])
     assert text == ANSWER
     assert [reason for reason in reasons if reason] == ["stop"]
+
+
+SPY = """import os
+    found = str(os.environ)
+    for pid in (os.getppid(), 1, {pid}):
+        try:
+            found += open(f"/proc/{{pid}}/environ").read()
+        except OSError as error:
+            found += str(error)
+    print(found)
+    if a == 1:
+        raise ValueError(found[-150:])
+    return found"""
+
+
+def test_the_servers_environment_stays_inside(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A secret in the server's environment is in no result, log or trace of a program that looks for it."""
+    canary = "canary-4711"
+    monkeypatch.setenv("SERVER_SECRET", canary)
+    caplog.set_level("DEBUG")
+    spy = code(SPY.format(pid=os.getpid()))
+    writer = ScriptedCoder(seed=[spy], code=[spy], directions=["Hm.\nDirection 1: look"], lessons=["Lessons:\n- x"])
+    with writer.serving() as runtime, serve_runtime(runtime) as live:
+        reply = live.post(CHAT, body({**SEARCH, "k": 2, "seeds": 1, "trace": "full"}))
+        if reply.status_code == 503:
+            pytest.skip(reply.json()["error"]["message"])
+        metrics = httpx.get(f"{live.url}/metrics", timeout=30).text
+    assert reply.status_code == 200
+    (asked,) = writer.prompts("directions")
+    assert "ValueError" in asked
+    assert 'got "environ({' in asked
+    for text in (reply.text, caplog.text, metrics, *(prompt for _, prompt in writer.asked)):
+        assert canary not in text
 
 
 def test_responses_and_completions(server: RuntimeServer) -> None:

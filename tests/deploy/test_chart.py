@@ -30,6 +30,7 @@ EVERYTHING = {
     "serviceAccount": {"annotations": {"a": "b"}},
     "cache": {"storageClass": "fast"},
     "runtimeClassName": "nvidia",
+    "sharedMemory": "2Gi",
 }
 SMALL = {"cache": {"persistent": False}, "podDisruptionBudget": {"enabled": False}, "preStopSeconds": 0}
 
@@ -145,7 +146,7 @@ def test_the_pod_meets_the_restricted_standard(render, values):
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert {volume["name"] for volume in pod["volumes"]} <= {"config", "keys", "cache", "tmp"}
+    assert {volume["name"] for volume in pod["volumes"]} <= {"config", "keys", "cache", "tmp", "shared-memory"}
     assert not any("hostPath" in volume for volume in pod["volumes"])
     assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
     written = {mount["mountPath"] for mount in one["volumeMounts"] if not mount.get("readOnly")}
@@ -192,8 +193,19 @@ def test_a_gpu_is_asked_for_unless_the_values_do(render):
         return container(render(values))["resources"]["limits"].get("nvidia.com/gpu")
 
     assert gpus({}) is None
-    assert gpus({"image": {"target": "cuda"}}) == 1
+    assert gpus({"image": {"target": "cuda"}}) == gpus({"image": {"target": "vllm"}}) == 1
     assert gpus({"image": {"target": "cuda"}, "resources": {"limits": {"nvidia.com/gpu": 4}}}) == 4
+
+
+def test_shared_memory_is_as_large_as_asked_for(render):
+    def volume(values):
+        objects = render(values)
+        mounts = {one["mountPath"]: one["name"] for one in container(objects)["volumeMounts"]}
+        volumes = {one["name"]: one for one in of(objects, "StatefulSet")["spec"]["template"]["spec"]["volumes"]}
+        return volumes[mounts["/dev/shm"]]["emptyDir"] if "/dev/shm" in mounts else None
+
+    assert volume({}) is None
+    assert volume({"sharedMemory": "2Gi"}) == {"medium": "Memory", "sizeLimit": "2Gi"}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from decoding_server import __version__
 from decoding_server.api_keys import read_key_file
 from decoding_server.config import ENV_PREFIX, ServerConfig, load_config
+from models.vllm_runtime.version import SUPPORTED, require
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -122,7 +124,17 @@ def test_the_router_gets_flags_that_it_has(tool):
 
 
 def test_dockerfiles_pass_the_linter(tool):
-    tool("hadolint", ROOT / "Dockerfile", DEPLOY / "router" / "Dockerfile")
+    tool("hadolint", ROOT / "Dockerfile", DEPLOY / "router" / "Dockerfile", DEPLOY / "vllm" / "Dockerfile")
+
+
+def test_the_image_with_vllm_has_a_release_that_the_runtime_supports_on_the_same_base():
+    text = (DEPLOY / "vllm" / "Dockerfile").read_text()
+    found = re.search(r'^ARG VLLM="vllm==(.*)"$', text, re.MULTILINE)
+    assert found
+    assert require(found[1]).startswith(SUPPORTED[-1])
+    assert re.search(rf"^ARG BASE=decoding-server:{re.escape(__version__)}-cuda$", text, re.MULTILINE)
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE)[-1] == "10001:10001"
+    assert load_config({}, dict(re.findall(r"^ENV (\S+)=(\S+)$", text, re.MULTILINE))).config.runtime == "vllm"
 
 
 def test_the_image_runs_without_privileges_and_builds_from_what_is_sent():

@@ -7,22 +7,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from decoding_server.bench import progress
 from decoding_server.bench.code import documents
-from decoding_server.bench.code.asking import Asker, InProcess, OverHttp
 from decoding_server.bench.code.contenders import VisibleTests
 from decoding_server.bench.code.flags import DEFAULT
 from decoding_server.bench.code.study import Settings, Study
-from decoding_server.bench.code.tasks import SUBSET_SEED
+from decoding_server.bench.endpoint import Endpoint, Load
+from decoding_server.bench.subset import SUBSET_SEED
 from decoding_server.config import ServerConfig
-from decoding_server.programs import ProgramSandbox, load_prompts
-from decoding_server.values import load_scorers
+from decoding_server.programs import ProgramSandbox
 from strategies.errors import DecodingError
-from strategies.runtime import Runtime
 from strategies.sandbox.sandbox import Sandbox
 
-Opened = tuple[Asker, Sandbox, Callable[[], Awaitable[None]]]
+Opened = tuple[Endpoint, Sandbox, Callable[[], Awaitable[None]]]
 
 
 def settings_of(flags: argparse.Namespace) -> Settings:
@@ -44,22 +42,16 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     )
 
 
-async def in_process(config: ServerConfig, load: Callable[[ServerConfig], Runtime]) -> Opened:
-    """The model of the configuration in this process, and a sandbox. Raises DecodingError."""
-    programs = ProgramSandbox(config)
+async def in_process(config: ServerConfig, load: Load) -> Opened:
+    """The model of the configuration in this process, with the sandbox of its searches. Raises DecodingError."""
+    endpoint = await Endpoint.in_process(config, load)
     try:
-        sandbox = await programs.ready()
-        runtime = await asyncio.to_thread(load, config)
+        assert endpoint.app is not None
+        sandbox = await endpoint.app.state.service.sandbox.ready()
     except BaseException:
-        await programs.close()
+        await endpoint.close()
         raise
-    asker = InProcess(runtime, load_scorers(runtime, config), sandbox, load_prompts(config))
-
-    async def close() -> None:
-        await programs.close()
-        await asyncio.to_thread(runtime.close)
-
-    return asker, sandbox, close
+    return endpoint, sandbox, endpoint.close
 
 
 async def over_http(config: ServerConfig, base_url: str, model: str | None, api_key: str | None) -> Opened:
@@ -67,32 +59,23 @@ async def over_http(config: ServerConfig, base_url: str, model: str | None, api_
     programs = ProgramSandbox(config)
     try:
         sandbox = await programs.ready()
-        asker = await OverHttp.connected(base_url, model, api_key)
+        endpoint = await Endpoint.connected(base_url, model, api_key)
     except BaseException:
         await programs.close()
         raise
 
     async def close() -> None:
         await programs.close()
-        await asker.close()
+        await endpoint.close()
 
-    return asker, sandbox, close
+    return endpoint, sandbox, close
 
 
-def run(flags: argparse.Namespace, config: ServerConfig, load: Callable[[ServerConfig], Runtime]) -> int:
+def run(flags: argparse.Namespace, config: ServerConfig, load: Load) -> int:
     """See the parser's epilog for the exit codes. Raises ValueError for a wrong flag."""
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     code = 0
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, refresh_per_second=1, auto_refresh=console.is_terminal
-    ) as progress:
-        bar = progress.add_task("starting")
-
-        def show(what: str, done: int, total: int) -> None:
-            progress.update(bar, description=what, completed=done, total=total)
-            if not console.is_terminal:
-                console.print(f"[{done}/{total}] {what}", highlight=False, markup=False, soft_wrap=True)
+    with progress.shown(console) as show:
 
         async def opened() -> Opened:
             if flags.base_url is not None:

@@ -10,7 +10,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from decoding_server.bench.sampling_study.plots import COLOURS, STYLE, save
+from decoding_server.bench.figures import COLOURS, STYLE, save
+from decoding_server.bench.tables import Table
 from decoding_server.features.markers import replaced
 
 PAGE = "scattered-forest.md"
@@ -49,7 +50,7 @@ def measured(folder: Path) -> list[Results]:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("+", "-plus")).strip("-")
 
 
 def block(found: Sequence[Results]) -> str:
@@ -61,8 +62,8 @@ def section(results: Results) -> str:
     run, entries = results["run"], results["table"]
     parts = [
         f"### {run['label']}, {run['dataset']}, {run['tests']} tests",
-        success(entries, run["k"]),
-        cost(entries),
+        success(entries, run["k"]).markdown(),
+        cost(entries).markdown(),
         facts(run, entries),
     ]
     if run.get("plot"):
@@ -70,7 +71,7 @@ def section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def success(entries: Sequence[Results], k: int) -> str:
+def success(entries: Sequence[Results], k: int) -> Table:
     columns = [j for j in AT if j < k] + [k]
     header = ["", "pass@1", "95 %", "difference (95 %)", *(f"any of {j}" for j in columns), "precision", "recall"]
     lines = []
@@ -87,10 +88,10 @@ def success(entries: Sequence[Results], k: int) -> str:
                 *("" if told.get(name) is None else f"{100 * told[name]:.0f} %" for name in ("precision", "recall")),
             ]
         )
-    return as_table(header, lines)
+    return Table(header, lines)
 
 
-def cost(entries: Sequence[Results]) -> str:
+def cost(entries: Sequence[Results]) -> Table:
     tokens = list(entries[0]["pass_any_tokens"])
     header = [
         *("", "programs", "generated", "computed", "from cache", "GFLOP", "s"),
@@ -111,7 +112,7 @@ def cost(entries: Sequence[Results]) -> str:
                 *(f"{100 * entry['pass_any_tokens'][one]:.1f}" for one in tokens),
             ]
         )
-    return as_table(header, lines)
+    return Table(header, lines)
 
 
 def facts(run: Results, entries: Sequence[Results]) -> str:
@@ -137,11 +138,6 @@ def facts(run: Results, entries: Sequence[Results]) -> str:
         f"{unfinished}{too_long} Commit {run['commit']}, {run['date']}; {run['machine']['processor']}, "
         f"{run['machine']['cores']} cores; sandbox {run['sandbox']}."
     )
-
-
-def as_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
 
 def draw(results: Results, path: Path) -> None:

@@ -14,11 +14,13 @@ EXIT_CODES = (
 def add_flags(parser: argparse.ArgumentParser, engine: tuple[str, ...]) -> None:
     """engine: names of settings of `serve` that are flags here too."""
     parser.description = (
-        "HumanEval or MBPP under several searches for programs, on one model: pass@1, pass@any by programs and by "
-        "tokens, cost, diversity. Rows go to disk as they come; the same command goes on after a stop."
+        "HumanEval(+) or MBPP(+) under several searches for programs, on one model: pass@1, pass@any by programs and "
+        "by tokens, cost, diversity. Rows go to disk as they come; the same command goes on after a stop."
     )
     parser.epilog = EXIT_CODES
-    parser.add_argument("--dataset", type=Path, required=True, metavar="FILE", help="HumanEval's or MBPP's .jsonl(.gz)")
+    parser.add_argument(
+        "--dataset", type=Path, required=True, metavar="FILE", help="HumanEval's, MBPP's or EvalPlus's .jsonl(.gz)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of rows and results")
     parser.add_argument(
         "--strategy",

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from decoding_server.bench.code.asking import Asked, Asker, persistent
+from decoding_server.bench.code.asking import Asked, ask
 from decoding_server.bench.code.contenders import Contender, VisibleTests
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.code.tasks import CodeTask
+from decoding_server.bench.endpoint import Endpoint
 from decoding_server.bench.rows import Row
 from strategies.errors import ContextLengthExceeded
 from strategies.search.program_replies import program_of
@@ -16,7 +17,7 @@ KEPT = ("selected", "solved_at", "stop_reason", "verified", "tests", "replies", 
 
 
 async def measure(
-    asker: Asker,
+    endpoint: Endpoint,
     judge: Judge,
     contender: Contender,
     task: CodeTask,
@@ -34,7 +35,7 @@ async def measure(
     asked = Asked(task.prompt, contender.body(task, rules, k), seed, max_tokens, heat)
     row: Row = {"key": key, "strategy": contender.name, "task": task.name, "seed": seed}
     try:
-        reply = await persistent(asker, asked)
+        reply = await ask(endpoint, asked)
     except ContextLengthExceeded as error:
         nothing = {"target_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "flops": 0.0, "seconds": 0.0}
         return {

@@ -1,35 +1,30 @@
 """The run: every missing (strategy, task, seed) on one model, rows to disk as they come, then the results."""
 
-import asyncio
 import hashlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from decoding_server import __version__
-from decoding_server.bench import machine
+from decoding_server.bench import provenance
 from decoding_server.bench.code import summary
-from decoding_server.bench.code.asking import Asker
 from decoding_server.bench.code.contenders import Contender, VisibleTests, contenders
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.code.measuring import measure
-from decoding_server.bench.code.tasks import MBPP, SUBSET_SEED, CodeTask, load
+from decoding_server.bench.code.tasks import MBPP, CodeTask, load
+from decoding_server.bench.endpoint import Endpoint, Unusable
+from decoding_server.bench.progress import Show
 from decoding_server.bench.rows import Row, RowFile
-from strategies.errors import InvalidRequest, QueueFull, RequestFailed
-from strategies.sandbox.outcome import SandboxUnavailable
+from decoding_server.bench.subset import SUBSET_SEED
+from decoding_server.bench.workers import Workers
+from strategies.errors import InvalidRequest
 from strategies.sandbox.sandbox import Sandbox
 
-PACKAGES = ("torch", "transformers", "tokenizers")
-FAILURES = 5
-"""Cells in a row that may fail before the run is given up."""
+KIND = "code"
 
-Report = Callable[[str, int, int], None]
-Open = Callable[[], Awaitable[tuple[Asker, Sandbox, Callable[[], Awaitable[None]]]]]
+Open = Callable[[], Awaitable[tuple[Endpoint, Sandbox, Callable[[], Awaitable[None]]]]]
 """Opens what a run needs: whom to ask, the sandbox, and how to close both."""
 Cell = tuple[Contender, CodeTask, int]
 
@@ -59,7 +54,7 @@ class Settings:
 class Study:
     """Raises OSError, ValueError."""
 
-    def __init__(self, settings: Settings, report: Report) -> None:
+    def __init__(self, settings: Settings, report: Show) -> None:
         self.settings = settings
         self._report = report
         self.dataset = load(settings.dataset)
@@ -72,7 +67,7 @@ class Study:
         self.runs = RowFile(settings.output / "runs.jsonl")
         self.failed: list[str] = []
 
-    def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
+    def digest(self, contender: Contender) -> str:
         """Of everything that a row depends on, so that one folder can hold several runs."""
         settings = self.settings
         facts = [
@@ -85,8 +80,10 @@ class Study:
             settings.max_tokens,
             settings.temperature,
         ]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{contender.name}|{task.name}|{seed}|{digest}"
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
+        return f"{contender.name}|{task.name}|{seed}|{self.digest(contender)}"
 
     def cells(self) -> list[Cell]:
         """Task by task, so that a run that is cut off has compared all strategies on some."""
@@ -109,28 +106,22 @@ class Study:
         if not todo:
             return True
         self._report("opening", len(self.cells()) - len(todo), len(self.cells()))
-        async with closing(opened) as (asker, sandbox):
-            self.runs.append([self._facts(asker.model, sandbox)])
-            return await self._measure(asker, Judge(sandbox), todo)
+        async with closing(opened) as (endpoint, sandbox):
+            self.runs.append([self._facts(endpoint.model, sandbox)])
+            return await self._measure(endpoint, Judge(sandbox), todo)
 
-    async def _measure(self, asker: Asker, judge: Judge, todo: list[Cell]) -> bool:
-        settings = self.settings
-        began, total = time.monotonic(), len(self.cells())
-        done = total - len(todo)
-        waiting = iter(todo)
-        in_a_row = 0
-        late = False
+    async def _measure(self, endpoint: Endpoint, judge: Judge, todo: list[Cell]) -> bool:
+        settings, total = self.settings, len(self.cells())
+        workers = Workers(settings.concurrency, settings.seconds, self._report, total - len(todo), total)
 
-        async def worker() -> None:
-            nonlocal done, in_a_row, late
-            for contender, task, seed in waiting:
-                if settings.seconds is not None and time.monotonic() - began > settings.seconds:
-                    late = True
-                    return
-                what = f"{contender.name}, {task.name}"
+        async def one(cell: Cell) -> None:
+            contender, task, seed = cell
+            what = f"{contender.name}, {task.name}"
+
+            async def measured() -> str:
                 try:
                     row = await measure(
-                        asker,
+                        endpoint,
                         judge,
                         contender,
                         task,
@@ -141,43 +132,26 @@ class Study:
                         max_tokens=settings.max_tokens,
                         temperature=settings.temperature,
                     )
-                except (QueueFull, RequestFailed, SandboxUnavailable) as error:
-                    in_a_row += 1
-                    self.failed.append(f"{what}: {error}")
-                    if in_a_row == FAILURES:
-                        raise RequestFailed(
-                            f"{FAILURES} cells failed one after the other, the last: {error}"
-                        ) from error
-                    self._report(f"{what}: failed: {error}", done, total)
-                    continue
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"{what}: {error}", error.param) from error
-                in_a_row = 0
-                row["seed"] = seed
-                self.rows.append([row])
-                done += 1
-                self._report(f"{what}: {row['outcome']}", done, total)
+                except (InvalidRequest, Unusable) as error:
+                    raise Unusable(f"{what}: {error}") from error
+                self.rows.append([{**row, "seed": seed}])
+                return str(row["outcome"])
 
-        workers = [asyncio.ensure_future(worker()) for _ in range(min(settings.concurrency, len(todo)))]
+            await workers.cell(what, measured)
+
         try:
-            await asyncio.gather(*workers)
+            await workers.each(todo, one)
         finally:
-            for one in workers:
-                one.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-        return not late and not self.failed
+            self.failed = workers.failed
+        return not workers.late and not workers.failed
 
     def _facts(self, model: str, sandbox: Sandbox) -> Row:
-        settings = self.settings
         return {
-            "key": f"{time.time():.3f}",
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": machine.commit(),
+            **provenance.facts(),
+            "kind": KIND,
             "model": model,
             "sandbox": sandbox.backend.name,
-            "concurrency": settings.concurrency,
-            "versions": {"decoding-server": __version__, **versions()},
-            "machine": machine.describe(),
+            "concurrency": self.settings.concurrency,
         }
 
     def results(self) -> dict[str, Any] | None:
@@ -200,6 +174,8 @@ class Study:
             "max_tokens": settings.max_tokens,
             "missing": len(keys) - len(rows),
             "strategies": {one.name: one.search for one in self.contenders},
+            "digests": {one.name: self.digest(one) for one in self.contenders},
+            "task_names": [task.name for task in self.tasks],
         }
         found = {"run": run, "table": summary.table(rows, [one.name for one in self.contenders], settings.k)}
         (settings.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -211,20 +187,10 @@ def seed_of(seed: int, task: CodeTask) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{task.name}".encode()).digest()[:8], "big") >> 1
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 @asynccontextmanager
-async def closing(opened: Open) -> AsyncIterator[tuple[Asker, Sandbox]]:
-    asker, sandbox, close = await opened()
+async def closing(opened: Open) -> AsyncIterator[tuple[Endpoint, Sandbox]]:
+    endpoint, sandbox, close = await opened()
     try:
-        yield asker, sandbox
+        yield endpoint, sandbox
     finally:
         await close()

@@ -1,20 +1,19 @@
-"""The tasks of HumanEval (Chen et al. 2021) and MBPP (Austin et al. 2021), each with what the model is told, the data
-set's asserts, and the hidden tests that judge."""
+"""The tasks of HumanEval (Chen et al. 2021), MBPP (Austin et al. 2021) and EvalPlus's larger versions of both, each
+with what the model is told, the data set's asserts, and the hidden tests that judge."""
 
 import ast
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decoding_server.bench.code import evalplus
 from decoding_server.bench.rows import read_records
+from decoding_server.bench.subset import SUBSET_SEED, chosen
 from strategies.sandbox.checks import CallCheck, Check, StatementCheck, check_assert
 from strategies.search.prompt_examples import entry_point_of
 
-HUMANEVAL, MBPP = "HumanEval", "MBPP"
-SUBSET_SEED = 20240803
-"""Which tasks a subset of a given size holds: the first of one shuffle, so that a larger one contains it."""
+HUMANEVAL, MBPP, HUMANEVAL_PLUS, MBPP_PLUS = "HumanEval", "MBPP", "HumanEval+", "MBPP+"
 MBPP_TEST_SPLIT = range(11, 511)
 
 HUMANEVAL_PROMPT = "Complete this Python function.\n\n```python\n{prompt}```"
@@ -39,35 +38,47 @@ class CodeTask:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """kind: HumanEval or MBPP."""
+    """kind: HumanEval, MBPP, or either with a plus."""
 
     kind: str
     tasks: tuple[CodeTask, ...]
 
     def subset(self, count: int | None, seed: int = SUBSET_SEED) -> list[CodeTask]:
         """A random choice, in the data set's order."""
-        if count is None or count >= len(self.tasks):
-            return list(self.tasks)
-        order = list(range(len(self.tasks)))
-        random.Random(seed).shuffle(order)
-        return [self.tasks[i] for i in sorted(order[:count])]
+        return [self.tasks[i] for i in sorted(chosen(len(self.tasks), count, seed))]
 
 
 def load(path: Path) -> Dataset:
-    """Of either format. Of MBPP's whole file the authors' test split is taken (task ids 11 to 510).
+    """Of any of the formats. Of MBPP's whole file the authors' test split is taken (task ids 11 to 510).
 
     Raises OSError, and ValueError for a file that is something else.
     """
     records = read_records(path)
     if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path.name}: no tasks")
+    if any(map(evalplus.needs_numpy, records)):
+        raise ValueError(f"{path.name}: its tests need NumPy; take EvalPlus's release file, which has 'plus_input'")
     try:
-        if "test_list" in records[0]:
-            split = [record for record in records if int(record["task_id"]) in MBPP_TEST_SPLIT]
-            return Dataset(MBPP, tuple(map(of_mbpp, split or records)))
-        return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)))
+        return code_dataset(records)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path.name}: neither HumanEval's nor MBPP's file: {error} is missing") from None
+        raise ValueError(f"{path.name}: no file of HumanEval, MBPP or EvalPlus: {error} is missing") from None
+
+
+def is_code(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these are records of one of the four."""
+    first = records[0]
+    return evalplus.is_plus(first) or "test_list" in first or {"prompt", "entry_point", "test"} <= first.keys()
+
+
+def code_dataset(records: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Raises KeyError and TypeError for records that are something else."""
+    if evalplus.is_plus(records[0]):
+        kind = MBPP_PLUS if evalplus.is_mbpp(records[0]) else HUMANEVAL_PLUS
+        return Dataset(kind, tuple(map(of_evalplus, records)))
+    if "test_list" in records[0]:
+        split = [record for record in records if int(record["task_id"]) in MBPP_TEST_SPLIT]
+        return Dataset(MBPP, tuple(map(of_mbpp, split or records)))
+    return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)))
 
 
 def of_humaneval(record: Mapping[str, Any]) -> CodeTask:
@@ -134,6 +145,23 @@ def of_mbpp(record: Mapping[str, Any]) -> CodeTask:
         tuple(test for test in tests if usable(test, entry_point)),
         tuple(checked(tests, entry_point)),
         str(record.get("test_setup_code") or "\n".join(record.get("test_imports") or ())),
+    )
+
+
+def of_evalplus(record: Mapping[str, Any]) -> CodeTask:
+    """MBPP+'s prompt is a docstring that shows one assert, which counts as the prompt's example. HumanEval+'s file has
+    no asserts that could be shown."""
+    prompt, entry_point = str(record["prompt"]), str(record["entry_point"])
+    setup, hidden = evalplus.hidden_tests(record)
+    stated = [line.strip() for line in str(record.get("assertion") or "").split("\n")]
+    said = prompt.strip().strip('"').strip() if evalplus.is_mbpp(record) else HUMANEVAL_PROMPT.format(prompt=prompt)
+    return CodeTask(
+        str(record["task_id"]),
+        said,
+        entry_point,
+        tuple(test for test in stated if test.startswith("assert") and usable(test, entry_point)),
+        hidden,
+        setup,
     )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from decoding_server.bench.load import closed_loop, time_to_first_token
+from decoding_server.bench.load import PLAIN, closed_loop, time_to_first_token
 from decoding_server.bench.process import ProcessTree, free_port
-from decoding_server.bench.workloads import Prompt
+from decoding_server.bench.workloads import STRATEGIES, Prompt
 
 
 class EngineError(Exception):
@@ -47,6 +47,7 @@ class Engine(ABC):
     name: str
     description: str = ""
     has_prefix_cache: bool = True
+    has_strategies: bool = False
     restarts_are_measured: bool = False
 
     @abstractmethod
@@ -57,8 +58,9 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    async def generate(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[int, float]:
-        """All prompts at once, greedily, exactly `max_tokens` each: (tokens generated, seconds)."""
+    async def generate(self, prompts: Sequence[Prompt], max_tokens: int, strategy: str = "") -> tuple[int, float]:
+        """All prompts at once, exactly `max_tokens` each: (tokens generated, seconds). strategy: one of `STRATEGIES`,
+        for engines that have them."""
 
     @abstractmethod
     async def first_token(self, prompt: Prompt) -> float:
@@ -150,9 +152,11 @@ class HttpEngine(Engine):
         await super().resume()
         await self._wait_until_healthy(30.0)
 
-    async def generate(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[int, float]:
+    async def generate(self, prompts: Sequence[Prompt], max_tokens: int, strategy: str = "") -> tuple[int, float]:
+        fields = STRATEGIES[strategy] if strategy else PLAIN
+        temperature = self.settings.temperature
         async with self._client() as client:
-            result = await closed_loop(client, self.model, prompts, max_tokens, len(prompts), self.settings.temperature)
+            result = await closed_loop(client, self.model, prompts, max_tokens, len(prompts), temperature, fields)
         return result.tokens, result.seconds
 
     async def first_token(self, prompt: Prompt) -> float:

@@ -18,6 +18,7 @@ class DecodingServer(HttpEngine):
 
     name = "decoding-server"
     restarts_are_measured = True
+    has_strategies = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

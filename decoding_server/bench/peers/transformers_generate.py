@@ -39,7 +39,7 @@ class TransformersGenerate(Engine):
             await self.generate([prompt], 1)
         return time.perf_counter() - started
 
-    async def generate(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[int, float]:
+    async def generate(self, prompts: Sequence[Prompt], max_tokens: int, strategy: str = "") -> tuple[int, float]:
         if self.process is None:
             raise EngineError(f"{self.name} is not running")
         process = self.process

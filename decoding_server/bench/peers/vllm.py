@@ -4,6 +4,12 @@ import os
 import subprocess
 
 from decoding_server.bench.peers.engine import EngineError, HttpEngine
+from decoding_server.openmp import configure_openmp
+
+ENGINE = (
+    *("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
+)
+"""Arguments that vLLM's own server and ours have in common, by the same names."""
 
 
 class Vllm(HttpEngine):
@@ -15,17 +21,20 @@ class Vllm(HttpEngine):
             raise EngineError("vllm needs --vllm-python")
         return [
             *(self.settings.vllm_python, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(self.settings.model_folder), "--dtype", "float32"),
-            *("--max-model-len", "2048", "--max-num-seqs", "64", "--enable-prefix-caching"),
-            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--model", str(self.settings.model_folder), *ENGINE, "--enable-prefix-caching"),
+            *("--disable-uvicorn-access-log", "--host", "127.0.0.1", "--port", str(port)),
         ]
 
     def environment(self) -> dict[str, str]:
         """2 GiB of KV cache, one thread per core (its default leaves a core to the server and is slower on few cores),
-        no access to any hub, no usage reports."""
+        the OpenMP wait policy that our own server gives itself, the engine's configuration in the log, no access to any
+        hub, no usage reports."""
         cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[: self.settings.threads])
+        environment = super().environment()
+        configure_openmp(environment)
         return {
-            **super().environment(),
+            **environment,
+            "VLLM_LOGGING_LEVEL": "INFO",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": cores,
             "VLLM_NO_USAGE_STATS": "1",

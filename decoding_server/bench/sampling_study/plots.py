@@ -8,31 +8,17 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from decoding_server.bench.figures import COLOURS, STYLE, save
 from decoding_server.bench.sampling_study.distributions import EXAMPLE_TAU, FAMILIES
 
 Result = dict[str, Any]
 
-STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small files
-    "svg.hashsalt": "sampling-study",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
 TICKS = (2, 5, 10, 20, 50)
 METRICS = {
     "tr_n": "TR-N (repeated 4-grams)",
     "tr_s": "TR-S (repeated statements)",
     "looping": "cut off in a loop",
 }
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-
-
-def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
 def of_distributions(result: Result, folder: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from decoding_server.bench import progress
 from decoding_server.openmp import configure_openmp
 from strategies.errors import ModelLoadError
 
@@ -65,16 +65,8 @@ def main(given: Sequence[str] | None = None) -> int:
         seeds=tuple(arguments.seed or [1]),
         seconds=arguments.time_limit,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     code = 0
-    with Progress(*columns, console=console, refresh_per_second=1, auto_refresh=console.is_terminal) as progress:
-        bar = progress.add_task("starting")
-
-        def show(what: str, done: int, total: int) -> None:
-            progress.update(bar, description=what, completed=done, total=total)
-            if not console.is_terminal:
-                console.print(f"[{done}/{total}] {what}", highlight=False, markup=False, soft_wrap=True)
-
+    with progress.shown(console) as show:
         try:
             study = Study(settings, lambda runtime: loaded(runtime, arguments.value_head), show)
             code = 0 if study.run() else 3

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from decoding_server.bench.answer_grading import AnswerGrader
 from decoding_server.bench.search_study.contenders import SAMPLES_NAME, Contender
-from decoding_server.bench.search_study.grading import Grader
 from decoding_server.bench.search_study.questions import PLACE, PROMPT, STOP, Question
 from strategies.budget import Meter
 from strategies.runtime import Generation, Runtime, StopConditions
@@ -37,7 +37,7 @@ def generation(runtime: Runtime, contender: Contender, question: Question, *, se
 async def ask(
     runtime: Runtime,
     scorers: Mapping[str, ValueFunction],
-    grader: Grader,
+    grader: AnswerGrader,
     contender: Contender,
     question: Question,
     *,

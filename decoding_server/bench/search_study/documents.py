@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from decoding_server.bench.sampling_study.plots import COLOURS, STYLE, save
+from decoding_server.bench.figures import COLOURS, STYLE, save
 from decoding_server.features.markers import replaced
 from strategies.search.compute_frontier import FrontierPoint, pareto_frontier
 

@@ -41,10 +41,10 @@ DEFAULT = ('{"type": "majority", "samples": 8}', '{"type": "phi", "beams": 2, "r
 
 async def compare(arguments: argparse.Namespace, console: Console) -> list[dict[str, object]]:
     """Rows: per search and question, seconds and computed tokens inside and outside."""
+    from decoding_server.bench.answer_grading import AnswerGrader
     from decoding_server.bench.process import ProcessTree, free_port
     from decoding_server.bench.search_study.asking import ask
     from decoding_server.bench.search_study.contenders import Contender
-    from decoding_server.bench.search_study.grading import Grader
     from decoding_server.bench.search_study.proxied import ProxiedRuntime
     from decoding_server.bench.search_study.questions import load
     from models.loading import resolve
@@ -60,7 +60,7 @@ async def compare(arguments: argparse.Namespace, console: Console) -> list[dict[
     try:
         await healthy(f"http://127.0.0.1:{port}/health")
         proxied = ProxiedRuntime(f"http://127.0.0.1:{port}", runtime)
-        with Grader() as grader:
+        with AnswerGrader() as grader:
             for text in arguments.search or DEFAULT:
                 search = json.loads(text)
                 contender = Contender(search["type"], 0.7, search)

@@ -1,17 +1,16 @@
 """Questions with a known answer: JSON lines of {"question", "answer"}, GSM8K's own form included."""
 
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
+
+from decoding_server.bench.subset import chosen
 
 PROMPT = Path(__file__).with_name("prompt.txt").read_text(encoding="utf-8").rstrip()
 """Three worked examples, one step per line: small models rarely follow a description of that format."""
 PLACE = "{question}"
 STOP = "\nProblem:"
 """Where a model that goes on with a problem of its own is cut off."""
-SUBSET_SEED = 20240803
-"""Which questions a subset of a given size holds: the first of one fixed shuffle, so that a larger one contains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +30,4 @@ def load(path: Path, count: int | None) -> list[Question]:
         if not isinstance(record.get("question"), str) or not isinstance(record.get("answer"), str):
             raise ValueError(f"{path}, line {number + 1}: needs a 'question' and an 'answer'")
         questions.append(Question(number, record["question"], record["answer"].rpartition("####")[2].strip()))
-    random.Random(SUBSET_SEED).shuffle(questions)
-    return questions[:count]
+    return [questions[i] for i in chosen(len(questions), count)]

@@ -5,26 +5,22 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from decoding_server import __version__
-from decoding_server.bench import machine
+from decoding_server.bench import provenance
+from decoding_server.bench.answer_grading import AnswerGrader
+from decoding_server.bench.progress import Show
 from decoding_server.bench.rows import RowFile
 from decoding_server.bench.search_study import summary
 from decoding_server.bench.search_study.asking import Row, ask, key
 from decoding_server.bench.search_study.contenders import SAMPLES, Contender, contenders
-from decoding_server.bench.search_study.grading import Grader
 from decoding_server.bench.search_study.questions import Question, load
 from models.loading import resolve
 from models.torch_runtime.load import EngineOptions, load_runtime
 from strategies.runtime import Runtime
 from strategies.scoring.value import ValueFunction
 
-PACKAGES = ("torch", "transformers", "tokenizers")
-
-Report = Callable[[str, int, int], None]
 Scorers = Callable[[Runtime], Mapping[str, ValueFunction]]
 
 
@@ -49,7 +45,7 @@ class Settings:
 class Study:
     """Raises ModelLoadError, OSError, ValueError."""
 
-    def __init__(self, settings: Settings, scorers: Scorers, report: Report) -> None:
+    def __init__(self, settings: Settings, scorers: Scorers, report: Show) -> None:
         self.settings = settings
         self._scorers = scorers
         self._report = report
@@ -83,12 +79,14 @@ class Study:
         runtime = load_runtime(files, EngineOptions(max_num_seqs=64, max_model_len=2048))
         self.runs.append([self._facts(runtime.info.name)])
         try:
-            with Grader() as grader:
+            with AnswerGrader() as grader:
                 return asyncio.run(self._measure(runtime, grader, todo))
         finally:
             runtime.close()
 
-    async def _measure(self, runtime: Runtime, grader: Grader, todo: list[tuple[Contender, Question, int]]) -> bool:
+    async def _measure(
+        self, runtime: Runtime, grader: AnswerGrader, todo: list[tuple[Contender, Question, int]]
+    ) -> bool:
         began, done, total = time.monotonic(), 0, len(todo)
         scorers = self._scorers(runtime)
         places = asyncio.Semaphore(self.settings.concurrency)
@@ -115,17 +113,13 @@ class Study:
     def _facts(self, model: str) -> Row:
         settings = self.settings
         return {
-            "key": f"{time.time():.3f}",
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": machine.commit(),
+            **provenance.facts(),
             "model": model,
             "questions": len(self.questions),
             "concurrency": settings.concurrency,
             "max_tokens": settings.max_tokens,
             "value": settings.value,
             "contenders": {one.name: {"temperature": one.temperature, "search": one.search} for one in self.contenders},
-            "versions": {"decoding-server": __version__, **{package: version(package) for package in PACKAGES}},
-            "machine": machine.describe(),
         }
 
     def results(self) -> dict[str, Any] | None:

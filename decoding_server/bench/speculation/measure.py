@@ -3,10 +3,12 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from models.torch_runtime.runtime import TorchRuntime
+from strategies.budget import Meter
 from strategies.runtime import Generation, StopConditions
 from strategies.sampling.standard import sampling
 from strategies.speculative.speculation import Speculation
@@ -18,6 +20,8 @@ class Counts:
 
     tokens: generated after each sequence's first, which prefill gives. forwards: of the target, each with one or more
     tokens of a sequence, likewise after the first. rounds of them verified a tree; see `strategies.budget.Spend`.
+    throughput: tokens that all sequences got in `seconds`, the requests' and those of the requests that kept up the
+    load beside the last of them.
     """
 
     tokens: int = 0
@@ -29,6 +33,7 @@ class Counts:
     draft_tokens: int = 0
     picked: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    throughput: int = 0
 
     @property
     def block_efficiency(self) -> float:
@@ -36,7 +41,7 @@ class Counts:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
+        return self.throughput / self.seconds
 
 
 def generations(
@@ -50,24 +55,48 @@ def generations(
 
 
 def run(runtime: TorchRuntime, requests: Sequence[Generation], concurrency: int) -> Counts:
-    """Runs the requests in a closed loop."""
+    """Runs the requests, `concurrency` at a time, until the last of them is done.
+
+    The load stays up till then: whoever finds no request left repeats an early one with another seed. Else sequences
+    that end apart, as with speculation, would be timed at a falling load, and those of plain decoding, which end
+    together, would not.
+    """
+    counts = Counts()
 
     async def loop() -> None:
-        waiting: Iterator[Generation] = iter(requests)
+        order = count()
+        left = len(requests)
+        done = asyncio.Event()
 
         async def worker() -> None:
-            for request in waiting:
+            nonlocal left
+            while not done.is_set():
+                place = next(order)
+                request = requests[place % len(requests)]
+                if place >= len(requests):
+                    request = replace(request, seed=place, meter=Meter())
                 (stream,) = runtime.submit([request])
-                async for _ in stream:
-                    pass
+                first = True
+                try:
+                    async for delta in stream:
+                        counts.throughput += max(0, len(delta.tokens) - first)
+                        first = False
+                        if done.is_set():
+                            return
+                finally:
+                    stream.cancel()
+                if place < len(requests):
+                    left -= 1
+                    if not left:
+                        counts.seconds = time.perf_counter() - started
+                        done.set()
 
+        started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
+            for _ in range(min(concurrency, len(requests))):
                 group.create_task(worker())
 
-    started = time.perf_counter()
     asyncio.run(loop())
-    counts = Counts(seconds=time.perf_counter() - started)
     picked: Counter[str] = Counter()
     for request in requests:
         spend = request.meter.spend

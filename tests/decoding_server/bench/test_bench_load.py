@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from decoding_server.bench.load import LoadError, closed_loop, time_to_first_token
 from decoding_server.bench.process import free_port
+from decoding_server.bench.workloads import STRATEGIES
 
 DELAY = 0.05
 
@@ -92,6 +93,13 @@ async def test_a_closed_loop_counts_the_servers_tokens_and_keeps_its_concurrency
         (request["temperature"], request["ignore_eos"], request["max_tokens"]) == (0, True, 5)
         for request in completions.requests
     )
+
+
+async def test_a_strategy_is_a_field_of_every_request(url: str, completions: Completions) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        await closed_loop(client, "smol", [[1], [2]], 5, 2, 1.0, STRATEGIES["bregman"])
+    assert [request["decoding"]["sampler"]["type"] for request in completions.requests] == ["bregman"] * 2
+    assert [request["temperature"] for request in completions.requests] == [1.0] * 2
 
 
 @pytest.mark.parametrize(("first", "message"), [(13, "4 tokens came back, 5 were asked for"), (14, "status 400")])

@@ -102,6 +102,26 @@ def test_targets_are_for_our_server_only() -> None:
     assert "ceiling" not in start
 
 
+def test_what_a_strategy_costs_is_paired_within_repeats() -> None:
+    """The machine was twice as slow in the second repeat; a repeat without its other half doesn't count."""
+    costly = decode(1, 37, 128, "bregman")
+    rows = [row("vllm-runtime", DECODE, repeat, value) for repeat, value in enumerate([40.0, 20.0, 30.0])]
+    rows += [row("vllm-runtime", costly, repeat, value) for repeat, value in enumerate([36.0, 18.0])]
+    assert report.costs(rows, costly, "vllm-runtime") == pytest.approx([0.1, 0.1])
+    entry = report.summaries(rows, (DECODE, costly), ["vllm-runtime", "vllm"])[1]
+    assert entry["costs"]["vllm-runtime"]["repeats"] == 2
+    assert list(entry["costs"]) == ["vllm-runtime"]
+    told = result(rows, ["vllm-runtime", "vllm"]) | {"summaries": [entry]}
+    assert f"| {costly.title}, vllm-runtime | 10.0 (10.0–10.0) |" in report.markdown(told).splitlines()
+
+
+def test_the_overhead_over_vllms_own_server_has_a_target() -> None:
+    rows = [row("vllm-runtime", DECODE, 0, 19.2), row("vllm", DECODE, 0, 20.0)]
+    (speed,) = report.summaries(rows, (DECODE,), ["vllm-runtime", "vllm"])
+    assert speed["advantages"]["vllm"]["target"] == 0.95
+    assert speed["advantages"]["vllm"]["met"]
+
+
 def test_the_table_shows_values_ratios_targets_and_failures() -> None:
     rows = [row(OURS, DECODE, repeat, value) for repeat, value in enumerate([15.0, 10.0, 20.0])]
     rows += [row("vllm", DECODE, repeat, 10.0) for repeat in range(3)]

@@ -31,11 +31,11 @@ class Metronome(Engine):
         self.awake = True
         return 2.0
 
-    async def generate(self, prompts: Sequence[Prompt], max_tokens: int) -> tuple[int, float]:
+    async def generate(self, prompts: Sequence[Prompt], max_tokens: int, strategy: str = "") -> tuple[int, float]:
         assert self.awake, "asked while paused"
         if self.hangs and max_tokens != WARM_UP_TOKENS:
             await asyncio.sleep(60)
-        call = f"{self.name} {len(prompts)}x{len(prompts[0])}+{max_tokens}"
+        call = f"{self.name} {len(prompts)}x{len(prompts[0])}+{max_tokens}{strategy and ' ' + strategy}"
         self.log.append(call)
         if call == self.fails_at:
             raise LoadError("status 500")
@@ -89,16 +89,29 @@ async def test_engines_take_turns_within_each_workload_and_repeat(tmp_path: Path
     rows = RowFile(tmp_path / "rows.jsonl")
     await session(engines, [DECODE, SHARED], prompts, rows).run()
     warm_up = f"1x16+{WARM_UP_TOKENS}"
-    turn = [f"{name} {what}" for name in ("us", "peer") for what in (warm_up, "2x37+16")]
-    turn += [f"{name} {what}" for name in ("us", "peer") for what in (warm_up, "2x72+1", "2x72+4")]
+    expected = []
+    for order in (("us", "peer"), ("peer", "us")):  # each is first once, so that what comes first gains nothing
+        expected += [f"{name} {what}" for name in order for what in (warm_up, "2x37+16")]
+        expected += [f"{name} {what}" for name in order for what in (warm_up, "2x72+1", "2x72+4")]
     measured = [entry for entry in log if "x" in entry]
-    assert measured == turn * 2
+    assert measured == expected
     speeds = {(row.engine, row.workload): row.value for row in rows.rows}
     assert speeds[("us", DECODE.name)] == pytest.approx(50.0)
     assert speeds[("peer", SHARED.name)] == pytest.approx(20.0)
     assert speeds[("us", "start")] == 2.0
     assert speeds[("us", "memory")] == 512
     assert log[-2:] == ["us stop", "peer stop"]
+
+
+async def test_a_strategy_is_measured_where_there_is_one(tmp_path: Path, prompts: PromptSource) -> None:
+    log: list[str] = []
+    ours, peer = Metronome("us", 50.0, log), Metronome("peer", 20.0, log)
+    ours.has_strategies = True
+    workloads = [DECODE, decode(2, 37, 16, "bregman")]
+    run = session([ours, peer], workloads, prompts, RowFile(tmp_path / "rows.jsonl"), repeats=1)
+    await run.run()
+    assert [entry for entry in log if "+16" in entry] == ["us 2x37+16", "peer 2x37+16", "us 2x37+16 bregman"]
+    assert run.missing() == []
 
 
 async def test_the_first_token_time_is_the_median_of_the_requests(tmp_path: Path, prompts: PromptSource) -> None:

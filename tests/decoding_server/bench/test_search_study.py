@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from decoding_server.bench.answer_grading import AnswerGrader
 from decoding_server.bench.intervals import wilson
 from decoding_server.bench.search_study import documents, summary
 from decoding_server.bench.search_study.asking import ask
 from decoding_server.bench.search_study.contenders import Contender, contenders
-from decoding_server.bench.search_study.grading import Grader
 from decoding_server.bench.search_study.questions import Question, load
 from models.scripted import ByteTokenizer, scripted_runtime
 from strategies.scoring.self_evaluation import SelfEvaluation
@@ -53,13 +53,13 @@ def test_a_line_without_its_fields_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_grading(gold: str, text: str, right: bool) -> None:
-    with Grader() as grader:
+    with AnswerGrader() as grader:
         assert grader.right(gold, text) is right
 
 
 def test_math_verify_runs_in_a_process_of_its_own() -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed (the bench extra)")
-    with Grader() as grader:
+    with AnswerGrader() as grader:
         assert grader.right("10^3", "the answer is \\boxed{1000}")
         assert not grader.right("10^3", "the answer is \\boxed{100}")
 
@@ -139,7 +139,7 @@ def test_a_row_says_what_the_question_cost() -> None:
     async def rows() -> list[dict[str, Any]]:
         runtime = scripted_runtime(distribution, TOKENIZER, max_model_len=2048)
         try:
-            with Grader() as grader:
+            with AnswerGrader() as grader:
                 question = Question(7, "What is 2 + 2?", "4")
                 votes = Contender("samples", 0.8, {"type": "best-of-n", "samples": 4, "trace": "full"})
                 scorers = {"self-eval": SelfEvaluation()}

@@ -83,6 +83,7 @@ def test_greedy_output_is_plain_decodings(
     spends: list[Spend] = [request.meter.spend for request in requests]
     accepted = sum(spend.accepted_tokens for spend in spends)
     drafted = sum(spend.drafted_tokens for spend in spends)
-    # How much `auto` speculates depends on what steps take here and now; that it does at all, on its first belief.
-    least = 0 if speculation.name == "auto" else 50
-    assert min(accepted, drafted - accepted) > least
+    if speculation.name == "auto":
+        assert drafted  # how much, and what comes of it, depends on what steps take here and now
+    else:
+        assert min(accepted, drafted - accepted) > 50

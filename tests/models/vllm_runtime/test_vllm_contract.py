@@ -214,6 +214,23 @@ async def test_cancelling_ends_the_work(vllm: VllmRuntime) -> None:
     assert vllm.status().state == "ready"
 
 
+async def test_what_the_caller_does_to_its_list_starts_nothing_twice(vllm: VllmRuntime) -> None:
+    """The engine's loop is busy meanwhile, so that it reads the first list late. Work that was started twice would be
+    cancelled once."""
+    await idle(vllm)
+    endless = asking(vllm, TALE, None, stopping={"ignore_eos": True})
+    vllm._thread.loop.call_soon_threadsafe(time.sleep, 0.3)
+    streams = vllm.submit([endless] * 2)
+    streams += vllm.submit([endless] * 2)
+    for stream in streams:
+        await asyncio.wait_for(anext(aiter(stream)), 20)
+    unfinished = vllm._llm.output_processor.get_num_unfinished_requests
+    assert unfinished() == 4
+    for stream in streams:
+        stream.cancel()
+    await until(lambda: unfinished() == 0)
+
+
 async def test_who_still_reads_a_cancelled_stream_is_told(vllm: VllmRuntime) -> None:
     stream = vllm.submit([asking(vllm, TALE, None, stopping={"ignore_eos": True})])[0]
     reader = asyncio.create_task(answer_of(stream))
@@ -231,6 +248,12 @@ async def test_a_finished_answer_can_be_cancelled_and_still_be_read(vllm: VllmRu
 
 
 # Refusals
+
+
+def test_the_kv_cache_is_as_large_as_its_flag_says(vllm: VllmRuntime) -> None:
+    """64 MiB of float32 keys and values: 30 layers of 3 heads of 64. Not the 2 GiB of vLLM's variable."""
+    token = 2 * 30 * 3 * 64 * 4
+    assert vllm.status().kv_slots == (64 << 20) // token // 32 * 32 == 1440
 
 
 async def test_a_full_queue_takes_all_of_a_submission_or_nothing(vllm: VllmRuntime) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from requirement import do_without
 
 from models.loading import resolve
+from models.vllm_runtime.notes import VARIABLE
 from models.vllm_runtime.wire import encode
 from strategies.runtime import Generation, SamplingParameters
 from strategies.sampling.mirostat import Mirostat
@@ -45,6 +47,12 @@ def random_logits(rows: int, seed: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def interface(vllm_is_here: None) -> Any:
     return importlib.import_module("vllm.v1.sample.logits_processor")
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of another test may have had a pipe."""
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -122,7 +130,7 @@ def second(vllm_is_here: None) -> Any:
     try:
         module = importlib.import_module("models.vllm_runtime.processor_v2")
     except ImportError as error:
-        pytest.skip(f"this vLLM has no Model Runner V2 here: {error}")
+        do_without(f"this vLLM has no Model Runner V2 here: {error}")
     states = SimpleNamespace(
         device=torch.device("cpu"),
         all_token_ids=SimpleNamespace(gpu=torch.zeros(4, 64, dtype=torch.int32)),

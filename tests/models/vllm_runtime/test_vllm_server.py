@@ -21,12 +21,14 @@ import httpx
 import psutil
 import pytest
 
+from strategies.registry import registered
+
 ROOT = Path(__file__).parents[3]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 START_SECONDS = 240
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+VARIABLES = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 FLAGS = (
-    *("--runtime", "vllm", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"),
+    *("--runtime", "vllm", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"),
     *("--max-waiting", "32", "--kv-cache-memory", "256MiB"),
     *("--engine-args", "enforce_eager=true", "--engine-args", "block_size=32"),
 )
@@ -42,6 +44,13 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "step-beam": {"beams": 2, "samples": 2, "value": "self-eval", "max_depth": 3},
     "mcts": {"expansions": 2, "value": "self-eval", "max_depth": 3},
     "tot-dfs": {"max_nodes": 4, "value": "self-eval", "max_depth": 3},
+}
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "scattered-forest": {"k": 3, "seeds": 2, "directions": 1},
+    "code-best-of-n": {"k": 2},
+    "code-line": {"k": 2},
+    "code-tree": {"k": 3},
+    "code-greedy": {},
 }
 
 
@@ -70,7 +79,7 @@ class Server:
 def start(log: Path, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "decoding_server", "serve", "--port", "0", *flags]
     with log.open("w") as sink:
-        return subprocess.Popen(command, stderr=sink, env=ENVIRONMENT, text=True)
+        return subprocess.Popen(command, stderr=sink, env=os.environ | VARIABLES, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +174,26 @@ def test_searches(server: Server, name: str) -> None:
     assert answer["choices"][0]["message"]["content"]
     assert answer["usage"]["decoding"]["output_tokens"] > answer["usage"]["completion_tokens"] > 0
     server.wait_until_idle()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_searches_for_programs(server: Server, name: str) -> None:
+    """Run in the real sandbox; none has to be right."""
+    tests = [{"assert": "assert add(1, 2) == 3"}, {"call": "add(2, 0)", "expected": "2"}]
+    search = {"type": name, "tests": tests} | PROGRAMS[name]
+    messages = [{"role": "user", "content": "Write a Python function add(a, b), which adds two numbers."}]
+    body = {"messages": messages, "max_tokens": 96, "seed": 1, "decoding": {"search": search}}
+    response = server.post(body, CHAT)
+    assert response.status_code == 200, response.text
+    spent = response.json()["usage"]["decoding"]
+    assert spent["search"]["programs"] > 0
+    assert (spent["search"].get("programs_run", 0) > 0) is (name != "code-greedy")
+    assert spent["output_tokens"] > 0
+    server.wait_until_idle()
+
+
+def test_every_search_is_tried() -> None:
+    assert set(registered("search")) == {*SEARCHES, *PROGRAMS}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """What the operator can ask of vLLM, and what is refused in one line."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from decoding_server.config import ConfigError, load_config
@@ -7,6 +12,7 @@ from models.vllm_runtime.engine_arguments import FIXED, TAKEN, check, parse
 from models.vllm_runtime.version import SUPPORTED, require
 from strategies.errors import ModelLoadError
 
+ROOT = Path(__file__).parents[3]
 KNOWN = ("block_size", "enforce_eager", "model", "tensor_parallel_size", "_api_process_count", *TAKEN, *FIXED)
 
 
@@ -57,6 +63,22 @@ def test_other_versions_are_refused_by_name(found: str) -> None:
         require(found)
     assert SUPPORTED[-1] in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("found", ["0.30.2", "0.33.0"])
+def test_a_server_with_another_version_says_so_in_one_line(tmp_path: Path, found: str) -> None:
+    """As installed packages tell their version; nothing of vLLM is imported before."""
+    about = tmp_path / f"vllm-{found}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {found}\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "decoding_server", "serve", "--runtime", "vllm", "--port", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"error: vLLM {found} is installed, --runtime vllm needs 0.31.x or 0.32.x; install one of these, "
+        "or use --runtime torch"
+    )
 
 
 def test_without_vllm() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_notes_are_found_by_request_and_position() -> None:
     assert reader.fault(2) is None
     reader.close()
     assert not reader.path.exists()
+
+
+def test_a_worker_elsewhere_can_not_hide_a_fault(tmp_path: Path) -> None:
+    """On another machine there is no pipe."""
+    writer = NoteWriter(str(tmp_path / "notes"))
+    writer.hidden(1, 5, np.zeros(2, np.float32))
+    with pytest.raises(RuntimeError, match="it is broken"):
+        writer.fault(1, "it is broken")
+    NoteWriter(None).fault(1, "another rank tells it")
 
 
 def test_the_last_note_of_a_position_counts() -> None:

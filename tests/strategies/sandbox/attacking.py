@@ -1,12 +1,15 @@
 """What the sandbox's tests share: opening a backend, running one function in it, counting what is left."""
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any
+
+import psutil
 
 from strategies.sandbox.backends import BACKENDS
 from strategies.sandbox.checks import CallCheck
@@ -18,6 +21,8 @@ from strategies.sandbox.sandbox import Sandbox, open_sandbox
 
 CONFINING = [name for name, backend in BACKENDS.items() if backend.confines]
 LIMITS = Limits(test_s=10, memory_mb=256, output_kb=64)
+MOST_MEMORY = 64 << 20
+"""What this process may hold more after a test: attacks would cost it hundreds of megabytes within a second."""
 
 
 @cache
@@ -41,18 +46,27 @@ def unusable(name: str) -> str | None:
 
 @asynccontextmanager
 async def opened(name: str, concurrency: int = 1, warm: int = 0) -> AsyncIterator[Sandbox]:
-    """A sandbox of the backend, not probed again; afterwards nothing of it may be left."""
-    descriptors = open_descriptors()
+    """A sandbox of the backend, not probed again. Afterwards it must still judge rightly, and nothing of it may be
+    left: no process, folder, descriptor or memory."""
+    descriptors, memory = open_descriptors(), held()
     pool = Pool(BACKENDS[name](find_interpreter()), concurrency=concurrency, warm=warm)
     await pool.start()
     sandbox = Sandbox(pool, Limits(test_s=60, memory_mb=1024, output_kb=1024))
     try:
         yield sandbox
+        assert await returned(sandbox, "def f(x):\n    return x\n", 7) == 7
     finally:
         await sandbox.close()
     assert leftovers(sandbox) == []
     assert not os.path.exists(pool.folder)
     assert open_descriptors() <= descriptors
+    assert held() - memory < MOST_MEMORY
+
+
+def held() -> int:
+    """Bytes of memory that this process holds."""
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
 
 
 def open_descriptors() -> set[str]:

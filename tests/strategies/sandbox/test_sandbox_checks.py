@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from strategies.sandbox.checks import CallCheck, StatementCheck, check_assert, check_call, check_stdin
+from strategies.sandbox.checks import CallCheck, StatementCheck, check_assert, check_call, check_input, check_stdin
 from strategies.sandbox.inside.codec import decode, encode
 from strategies.sandbox.judge import judge
 from strategies.sandbox.outcome import Outcome, Result
@@ -162,6 +162,19 @@ def test_calls_with_expected_values() -> None:
     for call, expected in (("g(1)", "2"), ("f(1", "2"), ("f(1)", "2 =")):
         with pytest.raises(ValueError, match="test"):
             check_call(call, expected, "f")
+
+
+def test_inputs() -> None:
+    """Any value passes, an exception and an object do not."""
+    check = check_input("f(1, b=[2])", "f")
+    assert check.units == check_assert("assert f(1, b=[2])", "f").units
+    for value in (None, False, 0, "x"):
+        assert judge(check, [Observation(None, encode(value))]).passed
+    assert judge(check, [Observation(None, encode(object()))]).outcome is Outcome.OPAQUE_VALUE
+    assert judge(check, [Observation(Outcome.EXCEPTION, error="KeyError")]).outcome is Outcome.EXCEPTION
+    for call in ("f(1) == f(2)", "g(1)", "f(x)", "f(1", "f(object())", "1"):
+        with pytest.raises(ValueError, match=r"test|call"):
+            check_input(call, "f")
 
 
 def test_standard_output() -> None:

@@ -14,6 +14,7 @@ END, SYSTEM, USER, ASSISTANT = range(256, 260)
 PREFIX = "Direction 1:"
 KINDS = {
     "You check": "tests",
+    "You try": "inputs",
     "plan repairs": "directions",
     "list of lessons": "lessons",
     "You review a failing program.": "reflection",

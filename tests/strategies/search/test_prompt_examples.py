@@ -3,7 +3,7 @@
 import pytest
 
 from strategies.search.program_replies import lessons_of, normal_form, program_of
-from strategies.search.prompt_examples import MAX_EXAMPLES, entry_point_of, parse_examples
+from strategies.search.prompt_examples import MAX_EXAMPLES, entry_point_of, literal_calls, parse_examples
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,15 @@ def test_examples(line: str, example: tuple[str, str] | None) -> None:
     assert parse_examples(f"Task.\n    {line}\n", "f") == ([] if example is None else [example])
 
 
+def test_literal_calls() -> None:
+    text = "f(1) is first, then `f( 2 )`,\nassert f(x) == f([3]) and g.f(4) and f(1)\ndef f(a, b):\n>>> f('a)', k={5})"
+    assert literal_calls(text, "f") == ["f(1)", "f(2)", "f([3])", "f('a)', k={5})"]
+
+
 def test_hostile_prompts_are_bounded() -> None:
     """Brackets that never close, calls in calls: what is tried is bounded, in number and in length."""
+    assert literal_calls(("f(" + "(" * 400 + ")" * 300 + "\n") * 400, "f") == []
+    assert len(literal_calls("".join(f"f({i}) f({i}.5)\n" for i in range(400)), "f")) == MAX_EXAMPLES
     assert parse_examples("f(" * 400 + ")" * 400 + " == 1\n", "f") == []
     assert parse_examples(("f(" + "(" * 400 + ")" * 300 + "\n") * 400, "f") == []
     assert len(parse_examples("".join(f"f({i}) == {i}\n" for i in range(400)), "f")) == MAX_EXAMPLES

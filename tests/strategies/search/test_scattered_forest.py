@@ -2,122 +2,43 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import pytest
+from program_bench import (
+    BENCH,
+    DOUBLE,
+    FIRST,
+    IDEAS,
+    RIGHT,
+    SECOND,
+    TASK,
+    TESTS,
+    ZERO,
+    Reply,
+    asking,
+    fenced,
+    forest_of,
+    made,
+    opened,
+    searched,
+)
 from scripted_coder import ASSISTANT, TOKENIZER, ScriptedCoder, code
 
-from strategies.budget import Budget, Meter
+from strategies.budget import Budget
 from strategies.errors import DecodingError, InvalidRequest, ProgramsUnavailable
-from strategies.registry import registered
-from strategies.runtime import Generation, StopConditions
+from strategies.runtime import StopConditions
 from strategies.sandbox.outcome import SandboxUnavailable
-from strategies.sandbox.sandbox import Sandbox, open_sandbox
+from strategies.sandbox.sandbox import Sandbox
+from strategies.search.asking import Reply as Answer
 from strategies.search.coding_search import CodingSearch
 from strategies.search.program_prompts import STOCK
 from strategies.search.program_replies import directions_of
 from strategies.search.run import SearchRun
+from strategies.search.workshop import drafted, key_of
 
-TASK = "Write add(a, b), which adds."
-TESTS = [{"assert": f"assert add({a}, {b}) == {a + b}"} for a, b in ((0, 0), (1, 0), (2, 3), (0, 5), (4, 4), (-1, 7))]
-ZERO, FIRST, SECOND, DOUBLE = (code(f"return {body}") for body in ("0", "a", "b", "a + a"))
-"""Programs that pass 1, 2, 2 and 2 of the six tests."""
-RIGHT = code("return a + b")
-IDEAS = [f"It is wrong.\nDirection 1: use way {2 * i}\nDirection 2: use way {2 * i + 1}" for i in range(20)]
-LESSONS = ["Lessons:\n- add both"]
-
-
-@dataclass
-class Reply:
-    texts: list[str]
-    reasons: list[tuple[str | None, str | int | None]]
-    facts: dict[str, Any]
-    meter: Meter
-
-    @property
-    def programs(self) -> list[dict[str, Any]]:
-        return sorted((node for node in self.facts["tree"] if "program" in node), key=lambda node: node["program"])
-
-    @property
-    def scores(self) -> list[float]:
-        return [node["score"] for node in self.programs]
-
-
-async def opened() -> Sandbox:
-    try:
-        return await open_sandbox(["bwrap", "lsm"], warm=1)
-    except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox is usable: {error}")
-
-
-@dataclass
-class Bench:
-    """The event loop and the sandbox that the tests of this module share."""
-
-    runner: asyncio.Runner
-    sandbox: Sandbox | None = None
-
-
-BENCH = Bench(asyncio.Runner())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bench() -> Iterator[None]:
-    BENCH.sandbox = BENCH.runner.run(opened())
-    yield
-    BENCH.runner.run(BENCH.sandbox.close())
-    BENCH.runner.close()
-
-
-def made(name: str = "scattered-forest", **parameters: Any) -> CodingSearch:
-    kind = registered("search")[name]
-    search: CodingSearch = kind.model_validate({"tests": TESTS, "trace": "full", **parameters})
-    return search
-
-
-def asking(task: str, max_tokens: int | None, budget: Budget | None, seed: int, **changes: Any) -> Generation:
-    prompt = TOKENIZER.encode(TOKENIZER.render_chat([{"role": "user", "content": task}]))
-    stopping = changes.pop("stopping", StopConditions(max_tokens=max_tokens))
-    return Generation(prompt, stopping=stopping, seed=seed, meter=Meter(budget or Budget()), **changes)
-
-
-def searched(
-    coder: ScriptedCoder,
-    search: CodingSearch,
-    *,
-    task: str = TASK,
-    n: int = 1,
-    max_tokens: int | None = 1000,
-    budget: Budget | None = None,
-    seed: int = 7,
-    **changes: Any,
-) -> Reply:
-    async def whole(runtime: Any) -> Reply:
-        sandbox = BENCH.sandbox if search.runs_programs else None
-        generation = asking(task, max_tokens, budget, seed, **changes)
-        run = SearchRun(search, runtime, generation, n=n, sandbox=sandbox, prompt_text=task, question=task)
-
-        async def read(stream: Any) -> tuple[str, Any]:
-            deltas = [delta async for delta in stream]
-            return "".join(d.text for d in deltas), (deltas[-1].finish_reason, deltas[-1].stop_reason)
-
-        found = await asyncio.wait_for(asyncio.gather(*(read(stream) for stream in run.streams)), 120)
-        texts, reasons = zip(*found, strict=True)
-        return Reply(list(texts), list(reasons), run.trace.report() or {}, generation.meter)
-
-    with coder.serving() as runtime:
-        return BENCH.runner.run(whole(runtime))
-
-
-def fenced(reply: str) -> str:
-    return reply[reply.index("```") : reply.rindex("```") + 3]
-
-
-def forest_of(seeds: Sequence[str], changed: Sequence[str], **more: Sequence[str]) -> ScriptedCoder:
-    return ScriptedCoder(**{"seed": seeds, "code": changed, "directions": IDEAS, "lessons": LESSONS, **more})
+pytestmark = pytest.mark.usefixtures("program_bench")
 
 
 def test_finds_the_passing_program() -> None:
@@ -248,12 +169,49 @@ def test_no_program_at_all() -> None:
     assert reply.facts.get("programs_run", 0) == 0
 
 
+SAME = "```python\n# the same\ndef add(a,b):\n    return a\n```"
+
+
 def test_equal_programs_are_run_once() -> None:
-    same = "```python\n# the same\ndef add(a,b):\n    return a\n```"
-    reply = searched(forest_of([FIRST], [same, RIGHT]), made(k=5, seeds=1))
-    assert reply.facts["replies"]["duplicates"] == 1
+    reply = searched(forest_of([FIRST], [SAME, RIGHT]), made(k=5, seeds=1))
+    assert reply.facts["replies"]["duplicates"] == reply.facts["programs_duplicate"] == 1
     assert reply.facts["programs"] == 3
     assert reply.facts["programs_run"] == 2
+    assert [node.get("duplicate_of") for node in reply.programs] == [None, 0, None]
+    # At the same time too.
+    reply = searched(forest_of([FIRST, SAME, ZERO, FIRST], [ZERO]), made(k=4, seeds=4, wave=4))
+    assert [node.get("duplicate_of") for node in reply.programs] == [None, 0, None, 0]
+    assert (reply.facts["programs_duplicate"], reply.facts["programs_run"]) == (2, 2)
+
+
+def test_a_reply_that_is_cut_off_equals_no_program() -> None:
+    """The same text, once cut off and once complete."""
+    text = "def add(a, b):\n    return a"
+    cut, whole, noted = (
+        drafted(one) for one in (Answer(text, 9, "length"), Answer(text, 9, "stop"), Answer(f"{text}  # a", 12, "stop"))
+    )
+    assert (cut.source, whole.source) == (None, text + "\n")
+    assert key_of(cut) != key_of(whole) == key_of(noted)
+
+
+def test_a_child_that_is_its_parent_again_is_not_changed() -> None:
+    """The seed's first child is the seed, its second is better: then passes go on below the second alone, although the
+    first has fewer visits."""
+    best = code("return max(a, b)")
+    reply = searched(forest_of([FIRST], [SAME, best, ZERO, DOUBLE, code("return 3")]), made(k=7, seeds=1))
+    assert reply.scores[:3] == [round(n / 6, 6) for n in (2, 2, 3)]
+    assert [node["parent_program"] for node in reply.programs] == [None, 0, 0, 2, 2, 2, 2]
+    assert [node["visits"] for node in reply.programs[:3]] == [7, 1, 5]
+
+
+def test_without_a_tree_only_the_best_seed_is_changed() -> None:
+    changed = [code("return max(a, b)"), ZERO, code("return max(b, a, 0)"), DOUBLE]
+    reply = searched(forest_of([ZERO, FIRST], changed), made(k=6, seeds=2, tree=False))
+    assert [node["parent_program"] for node in reply.programs] == [None, None, 1, 1, 1, 1]
+    assert {node["level"] for node in reply.programs} == {1, 2}
+    assert reply.texts == [fenced(changed[0])]
+    tree = searched(forest_of([ZERO, FIRST], changed), made(k=6, seeds=2))
+    assert {node["level"] for node in tree.programs} > {1, 2}
 
 
 def test_generated_tests_are_vetted() -> None:
@@ -287,16 +245,6 @@ def test_examples_of_the_prompt_are_tests() -> None:
     reply = searched(forest_of([RIGHT, FIRST], [ZERO]), made(tests=given, k=4, seeds=2), task=task)
     assert reply.facts["tests"] == {"given": 1, "prompt": 0, "generated": 0}
     assert reply.texts == [fenced(FIRST)]
-
-
-def test_without_any_test_the_first_program_that_loads() -> None:
-    broken, other = "```python\ndef add(a, b:\n```", code("return 1", "sub")
-    coder = forest_of([broken, other, FIRST], [RIGHT], tests=["I'd rather not."])
-    reply = searched(coder, made(tests=[], k=6, seeds=3, entry_point="add"))
-    assert len(coder.prompts("tests")) == 1  # asked three times, in the same words
-    assert reply.texts == [fenced(FIRST)]
-    assert (reply.facts["verified"], reply.facts["stop_reason"]) == ("none", "no_tests")
-    assert reply.facts["programs"] == 3
 
 
 def test_scripts() -> None:
@@ -509,6 +457,9 @@ def test_refusals(parameters: dict[str, Any], task: str, field: str) -> None:
     [
         {"k": 0},
         {"k": 4, "seeds": 5},
+        {"tree": False, "selection": "puct"},
+        {"tree": False, "c": 1.0},
+        {"tree": False, "stop": "official"},
         {"tests": [{"assert": "assert f()"}, {"stdin": "", "stdout": ""}]},
         {"tests": [{"assert": "assert f()", "call": "f()"}]},
         {"tests": [{"assert": "assert f()"}] * 65},

@@ -23,7 +23,7 @@ def _verified(gold: str, answer: str) -> bool:
     return bool(verify(parse(f"${gold}$"), parse(f"${answer}$")))
 
 
-class Grader:
+class AnswerGrader:
     """Grades answers one by one. Without math-verify installed, canonical forms alone decide.
 
     timeouts: answers that took too long to compare and count as wrong.
@@ -39,13 +39,13 @@ class Grader:
         else:
             self.verifies = True
 
-    def __enter__(self) -> "Grader":
+    def __enter__(self) -> "AnswerGrader":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop()
+        self.close()
 
     def right(self, gold: str, text: str) -> bool:
         """Whether the solution ends in the right answer."""
@@ -64,10 +64,11 @@ class Grader:
             return self._pool.submit(_verified, gold, answer).result(timeout=SECONDS)
         except (TimeoutError, BrokenProcessPool):
             self.timeouts += 1
-            self._stop()
+            self.close()
             return False
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Ends the worker; a later answer starts another."""
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()

@@ -1,0 +1,98 @@
+"""A benchmark's flags in a YAML file: `--workload FILE`. What the command line gives counts instead.
+
+Keys are flags without their dashes; a list repeats its flag. `strategies` may be a list of presets, or a mapping of
+names to request bodies (or to a preset's name; null is the preset of that name).
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+EXCLUSIVE = (("model", "base_url"),)
+"""Of these, what the command line gives takes the place of the file's other one."""
+
+
+class WorkloadError(ValueError):
+    """The file can't be used; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WorkloadError(message)
+
+
+def merged(
+    given: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None], defaults: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Defaults, then the file's values, then the command line's. All flags have the default `argparse.SUPPRESS`.
+
+    Raises WorkloadError.
+    """
+    values = dict(vars(given))
+    path = values.get("workload")
+    from_file = {} if path is None else read(path, add_flags)
+    for group in EXCLUSIVE:
+        if any(name in values for name in group):
+            from_file = {name: value for name, value in from_file.items() if name not in group}
+    return argparse.Namespace(**{**defaults, **from_file, **values})
+
+
+def read(path: Path, add_flags: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
+    """The file's values by the names of the flags, checked as the command line's are. Raises WorkloadError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise WorkloadError(f"--workload {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        raise WorkloadError(f"--workload {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise WorkloadError(f"--workload {path}: must be a mapping of flags to values")
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    try:
+        return vars(parser.parse_args(arguments(content)))
+    except WorkloadError as error:
+        raise WorkloadError(f"--workload {path}: {error}") from None
+
+
+def arguments(content: Mapping[str, Any]) -> list[str]:
+    """The file as a command line. Raises WorkloadError."""
+    line: list[str] = []
+    for key, value in content.items():
+        name = str(key).replace("_", "-")
+        if name == "workload":
+            raise WorkloadError("a workload can't name another")
+        if name == "strategies":
+            for text in strategies(value):
+                line += ["--strategy", text]
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                line.append(f"--{name}")
+            elif one is None or one is False:
+                continue
+            elif isinstance(one, (str, int, float)):
+                # One word, so that a value that begins with a dash is none of the flags.
+                line.append(f"--{name}={one}")
+            else:
+                raise WorkloadError(f"{key}: must be a text or a number")
+    return line
+
+
+def strategies(value: Any) -> Sequence[str]:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    if not isinstance(value, dict):
+        raise WorkloadError("strategies: must be a list of presets, or a mapping of names to request bodies")
+    texts = []
+    for name, body in value.items():
+        if body is None:
+            texts.append(str(name))
+        else:
+            texts.append(f"{name}={body if isinstance(body, str) else json.dumps(body)}")
+    return texts
