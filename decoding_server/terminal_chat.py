@@ -163,8 +163,8 @@ class TerminalChat:
             try:
                 with closing(self.pieces()) as stream:  # so that Ctrl-C closes the connection, and the server stops
                     for piece in stream:
+                        pieces.append(piece)  # first: what Ctrl-C leaves on the screen is in the conversation
                         print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-                        pieces.append(piece)
             except (ChatError, httpx.HTTPError):
                 print(end="\n" if pieces else "")  # the error begins a line
                 raise
