@@ -67,7 +67,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
-	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir "$$folder"
+	@# Not --quiet: that would silence the warnings before --strict counts them.
+	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir "$$folder"
 
 # Manifests, rules and dashboards with the tools that read them, the image's steps in a fresh folder, replicas behind a
 # real router. promtool must be there (Debian: in the package prometheus).

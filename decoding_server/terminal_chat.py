@@ -4,7 +4,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -160,10 +160,14 @@ class TerminalChat:
         self.usage, self.warnings = {}, []
 
         def write() -> None:
-            with closing(self.pieces()) as stream:  # so that Ctrl-C closes the connection, and the server stops
-                for piece in stream:
-                    print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-                    pieces.append(piece)
+            try:
+                with closing(self.pieces()) as stream:  # so that Ctrl-C closes the connection, and the server stops
+                    for piece in stream:
+                        pieces.append(piece)  # first: what Ctrl-C leaves on the screen is in the conversation
+                        print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            except (ChatError, httpx.HTTPError):
+                print(end="\n" if pieces else "")  # the error begins a line
+                raise
 
         try:
             if not self.attempt(write):
@@ -183,7 +187,7 @@ class TerminalChat:
         for line in lines if self.interactive else ():
             print(line)
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> Generator[str, None, None]:
         """The answer's text as it is streamed. Raises ChatError, httpx.HTTPError."""
         decoding = self._choice.body() if self._choice else None
         fields = {**self.options, "decoding": decoding, "stream_options": {"include_usage": True}}

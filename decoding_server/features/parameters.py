@@ -27,7 +27,7 @@ SHARED: Mapping[str, type[BaseModel]] = {
 
 def tables() -> dict[str, Callable[[], str]]:
     """What makes the block `parameters-NAME` of every built-in strategy and of the shared bases."""
-    kinds = {name: strategy.kind for name, strategy in documented().items()} | SHARED
+    kinds = {**{name: strategy.kind for name, strategy in documented().items()}, **SHARED}
     return {f"parameters-{name}": partial(table, kind) for name, kind in kinds.items()}
 
 
@@ -57,7 +57,7 @@ def _rows(name: str, field: Schema, schema: Schema, *, required: bool) -> Iterat
 
 def _definition(field: Schema, schema: Schema) -> Schema | None:
     """The object type that a field refers to, or None if it is no object."""
-    reference = field.get("$ref") or next(iter(field.get("allOf", ())), {}).get("$ref", "")
+    reference = next((one["$ref"] for one in (field, *field.get("allOf", ())) if "$ref" in one), "")
     found: Any = schema.get("$defs", {}).get(reference.rpartition("/")[2])
     return found if found is not None and "properties" in found else None
 

@@ -7,13 +7,13 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from live_server import LiveServer, live_server
 
-from decoding_server.terminal_chat import cost_line, operations, shown
+from decoding_server.terminal_chat import ChatError, TerminalChat, cost_line, operations, shown
 from decoding_server.terminal_decoding import ChoiceError, DecodingChoice
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +152,12 @@ def test_ctrl_c_cancels_the_answer_at_the_server(terminal: Terminal, server: Liv
     assert terminal.ask("hello").startswith("hello\n")
 
 
+def test_what_a_model_writes_does_not_reach_the_terminal_as_a_command(terminal: Terminal) -> None:
+    os.write(terminal.side, b"a\x16\x1b]0;b\n")  # Ctrl-V: what follows is no key
+    assert terminal.until(r"\na\ufffd]0;b\n").count("\x1b") == 0
+    terminal.until(r"> $")
+
+
 def test_it_ends_with_ctrl_d_and_with_quit(server: LiveServer) -> None:
     for line in (b"/quit\n", b"\x04"):
         terminal = Terminal(server.url)
@@ -208,6 +214,21 @@ def test_an_unreachable_server_is_one_line() -> None:
 
 
 # What is decided without a terminal
+
+
+class Breaking(TerminalChat):
+    """Its server fails in the middle of an answer."""
+
+    def pieces(self) -> Generator[str, None, None]:
+        yield "half an ans"
+        raise ChatError("the engine died")
+
+
+def test_a_failure_in_the_middle_begins_a_line_and_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Breaking(url="http://127.0.0.1:9")
+    assert not broken.answer("hello")
+    assert capsys.readouterr() == ("half an ans\n", "error: the engine died\n")
+    assert broken.messages == []
 
 
 def test_a_models_text_moves_no_cursor() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 import yaml
 from live_server import LiveServer, live_server
@@ -163,8 +164,26 @@ def test_contents(block: Block, tmp_path: Path) -> None:
     elif block.about == "a verifier's answer":
         content = json.loads(block.text)
         assert checked(content, len(content["values"]))
+    elif block.about == "values of the chart":
+        chart = ROOT / "deploy/helm/decoding-server"
+        values = merged(yaml.safe_load((chart / "values.yaml").read_text()), yaml.safe_load(block.text))
+        schema = json.loads((chart / "values.schema.json").read_text())
+        jsonschema.Draft7Validator(schema).validate(values)
+        path.write_text(json.dumps(values["config"]))
+        runtime = "vllm" if values["image"]["target"] == "vllm" else "torch"
+        load_config({"config": str(path)}, {"DECODING_SERVER_RUNTIME": runtime})  # as the images set it
     else:
         pytest.fail(f"nothing reads {block.about!r}")
+
+
+def merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """As Helm lays a file of values over the chart's own."""
+    inner = {
+        name: merged(values[name], other)
+        for name, other in others.items()
+        if isinstance(other, dict) and isinstance(values.get(name), dict)
+    }
+    return {**values, **others, **inner}
 
 
 @pytest.mark.parametrize("block", chosen("yaml"))
