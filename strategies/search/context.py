@@ -214,9 +214,9 @@ class SearchContext:
         try:
             results = await self.results(program, checks, limits)
         except BudgetExhausted:
-            self.trace.executed(program.source, None, self.generation.meter.exhausted)
+            self.trace.executed(program, checks, None, self.generation.meter.exhausted)
             raise
-        self.trace.executed(program.source, results)
+        self.trace.executed(program, checks, results)
         return results
 
     async def results(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":

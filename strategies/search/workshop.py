@@ -381,10 +381,10 @@ class Workshop:
             ranked.append(left.pop(first_highest([attempt.score for attempt in left])))
         return ranked
 
-    def _preference_without_tests(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
+    def _preference_without_tests(self, attempt: Attempt) -> tuple[bool, int, int]:
         """Smaller is better. That programs fail alike, by a missing import say, speaks for none of them."""
         answered = any(result.passed for result in attempt.tried)
-        return not attempt.loads, not answered, -self.votes(attempt) if answered else 0, attempt.number
+        return not attempt.loads, -self.votes(attempt) if answered else 0, attempt.number
 
     async def answers(self, ranked: Sequence[Attempt]) -> list[Node]:
         """Distinct programs in this order, and tells the trace what was chosen and how far it can be trusted."""
