@@ -404,7 +404,9 @@ class SearchContext:
             prompt=tokens,
             answer=(),
             sampling=base.sampling if heat is None else replace(base.sampling, temperature=heat),
-            stopping=StopConditions(max_tokens=room if question.max_tokens is None else min(room, question.max_tokens)),
+            stopping=StopConditions(
+                max_tokens=room if question.max_tokens is None else min(room, question.max_tokens), stop=question.stop
+            ),
             seed=question.seed,
             branch=(0,),
             logprobs=0 if question.scored else None,
