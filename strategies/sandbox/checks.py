@@ -7,11 +7,15 @@ the input and keep the expected output.
 
 import ast
 import copy
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled
 from strategies.sandbox.inside.codec import encode
+from strategies.sandbox.outcome import Program
 
 MAX_SOURCE = 16 << 10
 MAX_CALLS = 8
@@ -95,6 +99,12 @@ def check_stdin(stdin: str, stdout: str) -> StdinCheck:
         if len(text) > MAX_SOURCE:
             raise ValueError(f"{name} is longer than {MAX_SOURCE} characters")
     return StdinCheck(stdin, stdout)
+
+
+def digest_of(program: Program, checks: Sequence[Check]) -> str:
+    """Equal for the same tests of the same function, whatever the program is."""
+    tests = [[check.stdin, check.stdout] if isinstance(check, StdinCheck) else check.source for check in checks]
+    return hashlib.sha256(json.dumps([program.entry_point, program.setup, tests]).encode()).hexdigest()[:16]
 
 
 def parsed(source: str, mode: str, entry_point: str | None) -> Any:

@@ -15,7 +15,8 @@ ReplyEnd = Literal["stop", "length", "budget", "context"]
 @dataclass(frozen=True, slots=True)
 class Question:
     """messages: (role, text), the system's first. seed: of its noise, 64 bits. temperature: None is the request's.
-    scored: whether the reply's log-probabilities are wanted. prefix: what the reply is made to begin with."""
+    scored: whether the reply's log-probabilities are wanted. prefix: what the reply is made to begin with. stop:
+    strings that end it, and are not part of it."""
 
     messages: tuple[tuple[str, str], ...]
     seed: int
@@ -23,6 +24,7 @@ class Question:
     max_tokens: int | None = None
     scored: bool = False
     prefix: str = ""
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

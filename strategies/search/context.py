@@ -214,9 +214,9 @@ class SearchContext:
         try:
             results = await self.results(program, checks, limits)
         except BudgetExhausted:
-            self.trace.executed(program.source, None, self.generation.meter.exhausted)
+            self.trace.executed(program, checks, None, self.generation.meter.exhausted)
             raise
-        self.trace.executed(program.source, results)
+        self.trace.executed(program, checks, results)
         return results
 
     async def results(self, program: "Program", checks: "Sequence[Check]", limits: "Limits") -> "list[Result]":
@@ -404,7 +404,9 @@ class SearchContext:
             prompt=tokens,
             answer=(),
             sampling=base.sampling if heat is None else replace(base.sampling, temperature=heat),
-            stopping=StopConditions(max_tokens=room if question.max_tokens is None else min(room, question.max_tokens)),
+            stopping=StopConditions(
+                max_tokens=room if question.max_tokens is None else min(room, question.max_tokens), stop=question.stop
+            ),
             seed=question.seed,
             branch=(0,),
             logprobs=0 if question.scored else None,

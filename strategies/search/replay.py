@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.errors import RequestFailed
 from strategies.runtime import Generation, Runtime
+from strategies.sandbox.checks import digest_of
 from strategies.sandbox.outcome import Limits, Outcome, Result
 from strategies.search.asking import Question, Reply
 from strategies.search.context import BudgetExhausted, SearchContext
@@ -82,7 +83,7 @@ class Replay(SearchContext):
     async def results(self, program: "Program", checks: "Sequence[Check]", limits: Limits) -> list[Result]:
         """Raises NotRecorded."""
         found = self._ran.get(program.source)
-        if found is None or (found["results"] is not None and len(found["results"]) != len(checks)):
+        if found is None or found["tests"] != digest_of(program, checks):
             raise NotRecorded(f"this was not run, or on other tests, when the search was recorded: {program.source!r}")
         if found["results"] is None:
             self.generation.meter.exhausted = found["exhausted"]

@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from strategies.sandbox.checks import digest_of
+
 if TYPE_CHECKING:
-    from strategies.sandbox.outcome import Result
+    from strategies.sandbox.checks import Check
+    from strategies.sandbox.outcome import Program, Result
     from strategies.search.asking import Question, Reply
     from strategies.search.node import Node
     from strategies.search.search import TraceLevel
@@ -61,12 +64,21 @@ class Trace:
                 record["exhausted"] = exhausted
             self._questions.append(record)
 
-    def executed(self, program: str, results: "Sequence[Result] | None", exhausted: str | None = None) -> None:
+    def executed(
+        self,
+        program: "Program",
+        checks: "Sequence[Check]",
+        results: "Sequence[Result] | None",
+        exhausted: str | None = None,
+    ) -> None:
         """What came of a program's tests; None where the budget ended its run. Seconds are left out, so that a search
         that is repeated tells the same."""
         if self.level == "full":
-            found = None if results is None else [{**asdict(result), "seconds": 0.0} for result in results]
-            self._runs[program] = {"program": program, "results": found, "exhausted": exhausted}
+            found = None
+            if results is not None:
+                found = [{**asdict(one), "outcome": str(one.outcome), "seconds": 0.0} for one in results]
+            facts = {"tests": digest_of(program, checks), "results": found, "exhausted": exhausted}
+            self._runs[program.source] = {"program": program.source, **facts}
 
     def _tell(self, record: Record) -> None:
         if self.level == "full" and self.listener is not None:

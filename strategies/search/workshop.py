@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CODE_TOKENS = 4096
 """Of a program, where the request sets no limit (the published runs' own)."""
+CODE_ENDS = ("\n```\n",)
+"""The end of a reply's first block: what models say behind it is not read. An opening without a language, behind other
+words, looks the same; such a reply holds no program then, and is asked for again without this."""
 TEST_TOKENS = 1024
 TEST_TRIES = 3
 EXTRA_TESTS = 2
@@ -111,10 +114,11 @@ class Workshop:
         max_tokens: int | None = None,
         scored: bool = False,
         prefix: str = "",
+        stop: tuple[str, ...] = (),
     ) -> Question:
         """What the call is for keys its noise, so a seed repeats a search whatever else the server does."""
         seed = derive_seed(self.context.generation.seed, role, node, attempt)
-        return Question((("system", system), ("user", user)), seed, temperature, max_tokens, scored, prefix)
+        return Question((("system", system), ("user", user)), seed, temperature, max_tokens, scored, prefix, stop)
 
     def code_question(
         self, role: str, node: str, user: str, temperature: float | None, *, attempt: int = 0
@@ -129,6 +133,7 @@ class Workshop:
             attempt=attempt,
             temperature=temperature,
             max_tokens=most,
+            stop=() if attempt else CODE_ENDS,
         )
 
     async def write(self, questions: Sequence[Question], again: Sequence[Question]) -> list[Draft]:
@@ -381,10 +386,10 @@ class Workshop:
             ranked.append(left.pop(first_highest([attempt.score for attempt in left])))
         return ranked
 
-    def _preference_without_tests(self, attempt: Attempt) -> tuple[bool, bool, int, int]:
+    def _preference_without_tests(self, attempt: Attempt) -> tuple[bool, int, int]:
         """Smaller is better. That programs fail alike, by a missing import say, speaks for none of them."""
         answered = any(result.passed for result in attempt.tried)
-        return not attempt.loads, not answered, -self.votes(attempt) if answered else 0, attempt.number
+        return not attempt.loads, -self.votes(attempt) if answered else 0, attempt.number
 
     async def answers(self, ranked: Sequence[Attempt]) -> list[Node]:
         """Distinct programs in this order, and tells the trace what was chosen and how far it can be trusted."""

@@ -36,8 +36,9 @@ def needs_numpy(record: Mapping[str, Any]) -> bool:
 def hidden_tests(record: Mapping[str, Any]) -> tuple[str, tuple[StatementCheck, ...]]:
     """The setup, and tests that need it: base inputs first, then the added ones, some at a time.
 
-    Raises KeyError for what is missing, TypeError for what is no list.
+    Raises KeyError for what is missing, TypeError for what is no list, ValueError for a task without a number.
     """
+    int(str(record["task_id"]).rpartition("/")[2])
     inputs = [*record["base_input"], *record["plus_input"]]
     facts = [
         str(record["task_id"]),

@@ -14,6 +14,7 @@ from program_bench import (
     RIGHT,
     SECOND,
     TASK,
+    TESTS,
     ZERO,
     Reply,
     asking,
@@ -114,7 +115,13 @@ def test_what_another_rule_would_have_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "seed", "match"),
-    [({"k": 9, "stop": "never"}, 7, "not asked"), ({}, 8, "not asked"), ({"tests": []}, 7, "not run")],
+    [
+        ({"k": 9, "stop": "never"}, 7, "not asked"),
+        ({}, 8, "not asked"),
+        ({"tests": []}, 7, "not run"),
+        ({"tests": [*TESTS[:5], {"assert": "assert add(5, 5) == 10"}]}, 7, "other tests"),
+        ({"setup": "x = 1"}, 7, "other"),
+    ],
 )
 def test_what_was_not_recorded(changes: dict[str, Any], seed: int, match: str) -> None:
     """More programs, another seed's questions, other tests."""

@@ -138,6 +138,25 @@ def test_replies_that_ignore_the_format() -> None:
     assert [node["direction"] for node in reply.programs][2:] == [STOCK[0], STOCK[0]]
 
 
+def test_what_follows_a_program_is_not_generated() -> None:
+    """Up to the first block's end, in all a token a character."""
+    talk = RIGHT + "This adds both.\n```python\nprint(add(1, 2))\n```\n"
+    reply = searched(forest_of([talk], [ZERO]), made(k=1))
+    assert reply.texts == [fenced(RIGHT)]
+    assert reply.programs[0]["reply_tokens"] == reply.facts["asked_tokens"] == len(RIGHT)
+    assert reply.facts["replies"]["replies_without_program"] == 0
+
+
+def test_an_opening_that_looks_like_an_end() -> None:
+    """Words, then a block without a language: asked for once more, and read to its end."""
+    plain = RIGHT.replace("```python", "```")
+    reply = searched(forest_of([plain], [ZERO]), made(k=1))
+    assert reply.texts == [fenced(RIGHT)]
+    assert (reply.facts["asked"], reply.facts["replies"]["replies_without_program"]) == (2, 1)
+    reply = searched(forest_of([plain.removeprefix("Sure.\n")], [ZERO]), made(k=1))
+    assert (reply.texts, reply.facts["asked"]) == ([fenced(RIGHT)], 1)
+
+
 def test_a_model_that_writes_no_directions_is_given_their_beginning() -> None:
     """The second question's reply begins with the words; the scripted model then goes on from there."""
     replies = ["```python\nprint(1)\n```", "............ add both"]
