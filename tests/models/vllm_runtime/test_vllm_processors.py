@@ -101,8 +101,10 @@ def test_v1_rows_come_move_and_go(interface: Any, first: Any) -> None:
     step(5, 4)
 
 
-def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, first: Any) -> None:
-    """Mirostat's threshold depends on the distributions of all steps, which can't be made again."""
+@pytest.mark.parametrize("how", ["removed", "replaced", "overrun"])
+def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, first: Any, how: str) -> None:
+    """Mirostat's threshold depends on the distributions of all steps, which can't be made again. Whoever takes the row
+    of a request that left, by coming or by moving there, hides that it left."""
     sampling = SamplingParameters(1.0, (Mirostat(tau=2.0),))
     twin = importlib.import_module("models.vllm_runtime.processor_v1").PipelineLogitsProcessor(
         configuration(), torch.device("cpu"), False
@@ -111,14 +113,26 @@ def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, fi
     other: list[int] = []
     for processor, tokens in ((first, outputs), (twin, other)):
         processor.update_state(update(interface, 1, added=[(0, parameters(1, 1, sampling), [5], tokens)]))
+    neighbour = parameters(2, 2), [6], []
+    if how == "overrun":
+        first.update_state(update(interface, 2, added=[(1, *neighbour)]))
     for number in range(8):
         if number == 4:
-            first.update_state(update(interface, 0, removed=[0]))
+            if how == "removed":
+                first.update_state(update(interface, 0, removed=[0]))
+            elif how == "replaced":
+                first.update_state(update(interface, 1, added=[(0, *neighbour)]))
+            else:
+                first.update_state(update(interface, 1, moved=[(1, 0, interface.MoveDirectionality.UNIDIRECTIONAL)]))
             again = list(outputs)
-            first.update_state(update(interface, 1, added=[(0, parameters(1, 1, sampling), [5], again)]))
+            row = 0 if how == "removed" else 1
+            first.update_state(update(interface, row + 1, added=[(row, parameters(1, 1, sampling), [5], again)]))
             outputs = again
-        outputs.append(int(first.apply(random_logits(1, number)).argmax()))
-        other.append(int(twin.apply(random_logits(1, number)).argmax()))
+        logits = random_logits(1, number)
+        rows = 2 if how == "overrun" or (how == "replaced" and number >= 4) else 1
+        chosen = first.apply(logits.repeat(rows, 1)).argmax(-1).tolist()
+        outputs.append(chosen[1 if how != "removed" and number >= 4 else 0])
+        other.append(int(twin.apply(logits).argmax()))
     assert outputs == other
 
 
