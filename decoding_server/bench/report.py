@@ -92,7 +92,7 @@ def summaries(rows: Sequence[Row], workloads: Sequence[Workload], engines: Seque
     """One entry per workload: the engines' summaries, the first engine's advantages over the others, what a strategy
     costs, and the errors.
 
-    The targets are ours, so they appear where the first engine is our server.
+    The targets are ours, so they appear where the first engine is our server, on either runtime.
     """
     ours = engines[0]
     result = []

@@ -24,7 +24,8 @@ class PipelineLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM ma
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """First who left, then who came, then who moved."""
+        """First who left, then who came, then who moved. Who came or moved may take the row of one who left, and that
+        one is named nowhere else."""
         if batch_update is None:
             return
         rows, pipeline = self._rows, self._pipeline
@@ -39,7 +40,9 @@ class PipelineLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM ma
             first, second = rows.pop(one, None), rows.pop(other, None)
             if first is not None:
                 rows[other] = first
-            if second is not None and direction is MoveDirectionality.SWAP:
+            if direction is not MoveDirectionality.SWAP:
+                pipeline.leave(second)
+            elif second is not None:
                 rows[one] = second
 
     def apply(self, logits: Tensor) -> Tensor:

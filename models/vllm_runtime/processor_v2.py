@@ -35,6 +35,9 @@ class PipelineLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM ma
         self._arrived.pop(req_idx, None)
         sent = self._pipeline.read(sampling_params.extra_args)
         if sent is not None:
+            before = [slot for slot, drawing in self._slots.items() if drawing.key == sent.key]
+            for slot in before:  # it was preempted, and nobody has taken its slot yet
+                self._pipeline.leave(self._slots.pop(slot))
             self._arrived[req_idx] = sent
         return sent is not None
 

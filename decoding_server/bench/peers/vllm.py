@@ -7,7 +7,8 @@ from decoding_server.bench.peers.engine import EngineError, HttpEngine
 from decoding_server.openmp import configure_openmp
 
 ENGINE = (
-    *("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
+    *("--dtype", "float32", "--max-model-len", "2048"),
+    *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
 )
 """Arguments that vLLM's own server and ours have in common, by the same names."""
 

@@ -33,8 +33,9 @@ def test_each_worker_has_cores_of_its_own_where_there_are_enough(cores: list[int
     assert core_lists(cores, workers) == expected
 
 
-SPREADS = {"tensor_parallel_size": 3, "pipeline_parallel_size": 2, "data_parallel_size": 2}
-"""The model's three key-value heads can be dealt out to three workers."""
+SPREADS = {"tensor_parallel_size": 3, "data_parallel_size": 2}
+"""The model's three key-value heads can be dealt out to three workers. Not here: pipeline stages, with which vLLM 0.32
+itself dies on CPU, without this project too."""
 
 
 @pytest.fixture(scope="module", params=SPREADS)

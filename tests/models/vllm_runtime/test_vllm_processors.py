@@ -101,9 +101,12 @@ def test_v1_rows_come_move_and_go(interface: Any, first: Any) -> None:
     step(5, 4)
 
 
-def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, first: Any) -> None:
-    """Mirostat's threshold depends on the distributions of all steps, which can't be made again."""
-    sampling = SamplingParameters(1.0, (Mirostat(tau=2.0),))
+@pytest.mark.parametrize("how", ["removed", "replaced", "overrun"])
+def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, first: Any, how: str) -> None:
+    """Mirostat's threshold depends on the distributions of all steps, which can't be made again. Whoever takes the row
+    of a request that left, by coming or by moving there, hides that it left. The logits are peaked, so that the
+    threshold decides; the beginning of another threshold draws other tokens, as the last lines make sure."""
+    sampling = SamplingParameters(1.0, (Mirostat(tau=2.0, eta=1.0),))
     twin = importlib.import_module("models.vllm_runtime.processor_v1").PipelineLogitsProcessor(
         configuration(), torch.device("cpu"), False
     )
@@ -111,15 +114,31 @@ def test_v1_a_preempted_request_keeps_what_its_transforms_saw(interface: Any, fi
     other: list[int] = []
     for processor, tokens in ((first, outputs), (twin, other)):
         processor.update_state(update(interface, 1, added=[(0, parameters(1, 1, sampling), [5], tokens)]))
-    for number in range(8):
-        if number == 4:
-            first.update_state(update(interface, 0, removed=[0]))
+    neighbour = parameters(2, 2), [6], []
+    if how == "overrun":
+        first.update_state(update(interface, 2, added=[(1, *neighbour)]))
+    for number in range(24):
+        if number == 8:
+            if how == "removed":
+                first.update_state(update(interface, 0, removed=[0]))
+            elif how == "replaced":
+                first.update_state(update(interface, 1, added=[(0, *neighbour)]))
+            else:
+                first.update_state(update(interface, 1, moved=[(1, 0, interface.MoveDirectionality.UNIDIRECTIONAL)]))
             again = list(outputs)
-            first.update_state(update(interface, 1, added=[(0, parameters(1, 1, sampling), [5], again)]))
+            row = 0 if how == "removed" else 1
+            first.update_state(update(interface, row + 1, added=[(row, parameters(1, 1, sampling), [5], again)]))
             outputs = again
-        outputs.append(int(first.apply(random_logits(1, number)).argmax()))
-        other.append(int(twin.apply(random_logits(1, number)).argmax()))
+        logits = random_logits(1, number) * 4
+        rows = 2 if how == "overrun" or (how == "replaced" and number >= 8) else 1
+        chosen = first.apply(logits.repeat(rows, 1)).argmax(-1).tolist()
+        outputs.append(chosen[1 if how != "removed" and number >= 8 else 0])
+        other.append(int(twin.apply(logits).argmax()))
     assert outputs == other
+    twin.update_state(update(interface, 1, added=[(0, parameters(3, 1, sampling), [5], forgetful := other[:8])]))
+    for number in range(8, 24):
+        forgetful.append(int(twin.apply(random_logits(1, number) * 4).argmax()))
+    assert forgetful != other
 
 
 # Model Runner V2
@@ -202,3 +221,30 @@ def test_v2_a_chunk_of_a_prompt_is_no_output(second: Any) -> None:
     before = logits.clone()
     token = int(second.processor.apply(logits, context([0], [8], [3])).argmax())
     assert token == expected(before[0], [5, 6, 7, 8], [], 1)
+
+
+def test_v2_a_preempted_request_keeps_what_its_transforms_saw(second: Any) -> None:
+    """It comes back in another slot, and nobody has taken the old one; a twin stays where it is. A third request begins
+    with the same tokens and without that memory."""
+    sampling = SamplingParameters(1.0, (Mirostat(tau=2.0, eta=1.0),))
+    slots = {1: 3, 2: 0}
+    outputs: dict[int, list[int]] = {1: [], 2: []}
+    for key, slot in slots.items():
+        fill(second, slot, [5], [])
+        second.processor.add_request(slot, parameters(key, 1, sampling))
+    for number in range(24):
+        if number == 8:
+            slots |= {1: 1, 3: 2}
+            outputs[3] = outputs[1].copy()
+            for key in (1, 3):
+                fill(second, slots[key], [5], outputs[key])
+                second.processor.add_request(slots[key], parameters(key, 1, sampling))
+        second.processor.apply_staged_writes()
+        tokens = [[5, *outputs[key]] for key in slots]
+        logits = random_logits(1, number).repeat(len(slots), 1) * 4
+        where = context([*slots.values()], [one[-1] for one in tokens], [len(one) - 1 for one in tokens])
+        chosen = second.processor.apply(logits, where).argmax(-1).tolist()
+        for key, token in zip(slots, chosen, strict=True):
+            outputs[key].append(token)
+            fill(second, slots[key], [5], outputs[key])
+    assert outputs[1] == outputs[2] != outputs[3]

@@ -185,8 +185,8 @@ def test_searches_for_programs(server: Server, name: str) -> None:
     body = {"messages": messages, "max_tokens": 96, "seed": 1, "decoding": {"search": search}}
     response = server.post(body, CHAT)
     assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"]
     spent = response.json()["usage"]["decoding"]
-    assert spent["search"]["programs"] > 0
     assert (spent["search"].get("programs_run", 0) > 0) is (name != "code-greedy")
     assert spent["output_tokens"] > 0
     server.wait_until_idle()
