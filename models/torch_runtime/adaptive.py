@@ -36,8 +36,8 @@ LOOKUP = NgramSpeculation()
 """How far look-up goes."""
 KEEP_FOR = 4
 """Steps for which a choice holds while the same sequences run and look-up matches as much."""
-PROBE_SHARE = 0.008
-DECIDING_SHARE = 0.008
+PROBE_SHARE = 0.005
+DECIDING_SHARE = 0.005
 DECISIONS = 9
 """How many of the last choices say, by the mean of all but the slowest, what choosing takes; some must be there, since
 the first ever is a cold start."""
