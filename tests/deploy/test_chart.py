@@ -150,7 +150,8 @@ def test_the_pod_meets_the_restricted_standard(render, values):
     assert not any("hostPath" in volume for volume in pod["volumes"])
     assert f"USER {pod['securityContext']['runAsUser']}:" in (ROOT / "Dockerfile").read_text()
     written = {mount["mountPath"] for mount in one["volumeMounts"] if not mount.get("readOnly")}
-    assert written == {"/var/cache/decoding-server", "/tmp"}
+    assert written - {"/dev/shm"} == {"/var/cache/decoding-server", "/tmp"}
+    assert ("/dev/shm" in written) is ("sharedMemory" in values)
 
 
 def test_selectors_find_the_pods_and_only_one_service_is_scraped(render):
