@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -35,9 +36,20 @@ class Terminal:
     def __init__(self, url: str, *flags: str) -> None:
         self.side, other = pty.openpty()
         command = [sys.executable, "-m", "decoding_server", "chat", "--url", url, *flags]
-        self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, env=ENVIRONMENT, start_new_session=True, close_fds=True
-        )
+        # A shell's background job ignores SIGINT, and so would its children: a terminal's program doesn't.
+        ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=other,
+                stdout=other,
+                stderr=other,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                close_fds=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, ignored)
         os.close(other)
         self.said = ""
         self.until(r"> $")

@@ -41,7 +41,7 @@ def write(folder: Path, label: str, results: Results) -> None:
 
 def rendered(folder: Path, page: str) -> str:
     """The page as the numbers in the folder make it."""
-    return replaced(page, {BLOCK: lambda: block(measured(folder))})
+    return replaced(page, {BLOCK: lambda: block(measured(folder))}, foreign=True)
 
 
 def measured(folder: Path) -> list[Results]:

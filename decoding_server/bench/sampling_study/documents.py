@@ -26,4 +26,4 @@ def write(folder: Path, results: tables.Results) -> None:
 def pages(folder: Path) -> Mapping[str, str]:
     """The pages as the numbers in the folder make them."""
     blocks = tables.blocks(study.read(folder / NUMBERS))
-    return {page: replaced((folder / page).read_text(encoding="utf-8"), blocks) for page in PAGES}
+    return {page: replaced((folder / page).read_text(encoding="utf-8"), blocks, foreign=True) for page in PAGES}

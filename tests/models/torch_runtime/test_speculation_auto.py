@@ -217,7 +217,7 @@ def test_probes_stay_within_their_share() -> None:
     draft.answers([request], max_steps=20_000)
     plain = run(ENDLESS, {}, asked(1, 1000, None)) * 3
     rounds = request.meter.spend.rounds
-    assert rounds > 8
+    assert rounds > 3
     assert draft.now < plain * (1 + PROBE_SHARE) + 30
     assert request.meter.spend.picked["off"] == 2999 - rounds - request.meter.spend.accepted_tokens
 
