@@ -128,8 +128,8 @@ def facts(run: Results, entries: Sequence[Results]) -> str:
     too_long = f" {errors} did not fit the context and count as failed." if errors else ""
     seeds = ", ".join(map(str, run["seeds"]))
     return (
-        f"{run['model']}, {run['tasks']} of {run['of']} tasks, seeds {seeds}, k = {run['k']}, "
-        f"at most {run['max_tokens']} tokens a program, {run['concurrency']} searches at once. Visible tests: {shown}. "
+        f"{run['model']}, {run['tasks']} of {run['of']} tasks that every strategy was measured on, seeds {seeds}, "
+        f"k = {run['k']}, at most {run['max_tokens']} tokens a program, {run['concurrency']} searches at once. Visible tests: {shown}. "
         f"pass@1: the submitted program passes the hidden tests (Wilson interval); difference to {base} in points "
         "(paired bootstrap over tasks); any of j: one of the first j evaluated programs is right, in per cent; by N: "
         "one that was run before N tokens were generated; precision and recall: of “passes all visible tests” for “is "

@@ -155,16 +155,19 @@ class Study:
         }
 
     def results(self) -> dict[str, Any] | None:
-        """The table and what it was measured on; None before the first row. Written to results.json too."""
+        """The table and what it was measured on; None before the first task that every strategy has finished. Written
+        to results.json too."""
+        names = [one.name for one in self.contenders]
         keys = {self.key(*cell) for cell in self.cells()}
-        rows = [row for row in self.rows.rows if row["key"] in keys]
+        measured = [row for row in self.rows.rows if row["key"] in keys]
+        rows = summary.compared(measured, names)
         if not rows or not self.runs.rows:
             return None
         settings = self.settings
         run = {
             **self.runs.rows[-1],
             "dataset": self.dataset.kind,
-            "tasks": len(self.tasks),
+            "tasks": len({row["task"] for row in rows}),
             "of": len(self.dataset.tasks),
             "tests": self.rules.source,
             "visible": self.rules.visible,
@@ -172,12 +175,13 @@ class Study:
             "k": settings.k,
             "seeds": list(settings.seeds),
             "max_tokens": settings.max_tokens,
-            "missing": len(keys) - len(rows),
+            "wanted": len(self.tasks),
+            "missing": len(keys) - len(measured),
             "strategies": {one.name: one.search for one in self.contenders},
             "digests": {one.name: self.digest(one) for one in self.contenders},
             "task_names": [task.name for task in self.tasks],
         }
-        found = {"run": run, "table": summary.table(rows, [one.name for one in self.contenders], settings.k)}
+        found = {"run": run, "table": summary.table(rows, names, settings.k)}
         (settings.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return found
 

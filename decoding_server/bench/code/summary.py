@@ -39,6 +39,16 @@ def table(rows: Iterable[Row], names: Sequence[str], k: int) -> list[Entry]:
     return entries
 
 
+def compared(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
+    """Those of tasks that every strategy was measured on with every seed, so that all means are over the same ones."""
+    rows = list(rows)
+    wanted = {(name, row["seed"]) for name in names for row in rows}
+    done: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for row in rows:
+        done[row["task"]].add((row["strategy"], row["seed"]))
+    return [row for row in rows if done[row["task"]] == wanted]
+
+
 def of_strategy(name: str, rows: Sequence[Row], k: int) -> tuple[Entry, dict[str, float]]:
     """Its entry, and by task whether its program was right (the mean over seeds)."""
     tasks: dict[str, list[Row]] = defaultdict(list)

@@ -127,6 +127,14 @@ def test_the_table_compares_with_the_first_strategy() -> None:
     assert second["difference"][0] == -0.5
 
 
+def test_only_tasks_that_every_strategy_finished_are_compared() -> None:
+    done = [row(task, [], strategy=name, seed=seed) for task in "ab" for name in "st" for seed in (1, 2)]
+    begun = [row("c", [], strategy="s", seed=1), row("c", [], strategy="s", seed=2), row("c", [], strategy="t", seed=1)]
+    assert summary.compared([*done, *begun], ["s", "t"]) == done
+    assert summary.compared(begun, ["s", "t"]) == []
+    assert summary.compared([row("a", [], strategy="s", seed=1)], ["s", "t"]) == []
+
+
 def plain_edit_distance(a: str, b: str) -> int:
     above = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
