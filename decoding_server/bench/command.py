@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from decoding_server.bench import workload_file
-from decoding_server.bench.code.flags import add_flags as add_code_flags
+from decoding_server.bench.code import flags as code_flags
 from decoding_server.bench.quality import flags as quality_flags
 from decoding_server.bench.reporting import flags as reporting_flags
 from decoding_server.bench.serving import flags as serving_flags
@@ -13,17 +13,11 @@ from decoding_server.bench.serving import flags as serving_flags
 if TYPE_CHECKING:
     from decoding_server.config import ServerConfig
 
-ENGINE = (
-    *("dtype", "device", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"),
-    *("chat_template", "config", "program_prompts", "sandbox", "sandbox_test_seconds", "sandbox_memory"),
-)
-"""Settings of `serve` that say how the model and programs are run."""
-
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measure this server's decoding."
     commands = parser.add_subparsers(dest="bench", required=True, metavar="BENCHMARK")
-    add_code_flags(commands.add_parser("code", help="HumanEval or MBPP under searches for programs"), ENGINE)
+    code_flags.describe(commands.add_parser("code", help="HumanEval or MBPP under searches for programs"))
     quality_flags.describe(
         commands.add_parser("quality", help="strategies under equal budgets on a data set: accuracy against cost")
     )
@@ -58,7 +52,9 @@ def configured(flags: argparse.Namespace, engine: tuple[str, ...]) -> "ServerCon
 
 
 def code(flags: argparse.Namespace) -> int:
-    config = configured(flags, ENGINE)
+    flags = workload_file.merged(flags, code_flags.add_flags, code_flags.DEFAULTS)
+    flags = code_flags.complete(flags)
+    config = configured(flags, code_flags.ENGINE)
     from decoding_server.bench.code.command import run
     from decoding_server.cli import load_runtime
 

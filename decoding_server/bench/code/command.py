@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from decoding_server.bench import progress
 from decoding_server.bench.code import documents
 from decoding_server.bench.code.contenders import VisibleTests
-from decoding_server.bench.code.flags import DEFAULT
+from decoding_server.bench.code.flags import STRATEGIES
 from decoding_server.bench.code.study import Settings, Study
 from decoding_server.bench.endpoint import Endpoint, Load
 from decoding_server.bench.subset import SUBSET_SEED
@@ -27,7 +27,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     return Settings(
         output=flags.output,
         dataset=flags.dataset,
-        strategies=tuple(flags.strategy or DEFAULT),
+        strategies=tuple(flags.strategy or STRATEGIES),
         model=(flags.base_url and f"{flags.base_url} {flags.served_model or ''}") or flags.model or "embedded",
         count=flags.count,
         subset=SUBSET_SEED if flags.subset_seed is None else flags.subset_seed,

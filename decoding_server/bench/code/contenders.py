@@ -76,10 +76,12 @@ class Contender:
 
 
 def parsed(text: str) -> Contender:
-    """A preset's name, a JSON object, or NAME=JSON. Raises ValueError."""
+    """A preset's name, a JSON object, NAME=JSON, or NAME=PRESET. Raises ValueError."""
     if text in PRESETS:
         return Contender(text, PRESETS[text])
     name, _, body = text.partition("=") if "=" in text.partition("{")[0] else ("", "", text)
+    if name and body in PRESETS:
+        return Contender(name.strip(), PRESETS[body])
     try:
         search = json.loads(body)
     except ValueError:

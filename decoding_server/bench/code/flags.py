@@ -2,60 +2,90 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-DOCS = Path("docs/strategies")
-DEFAULT = ("greedy", "best-of-n", "line", "tree", "sfs")
-EXIT_CODES = (
-    "Exit codes: 0 all measured, 1 the model, the sandbox or a file can't be had, 2 a wrong flag, 3 time was up or "
-    "cells failed (the same command goes on), 130 interrupted (likewise)."
+from decoding_server.bench.flags import (
+    EXIT_CODES,
+    add_engine,
+    add_model,
+    add_workload,
+    adder,
+    check_model,
+    natural,
+    positive,
+    require,
 )
 
+ENGINE = (
+    *("dtype", "device", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory"),
+    *("chat_template", "config", "program_prompts", "sandbox", "sandbox_test_seconds", "sandbox_memory"),
+)
+"""Settings of `serve` that say how the model and programs are run."""
+DOCS = Path("docs/strategies")
+STRATEGIES = ("greedy", "best-of-n", "line", "tree", "sfs")
+DEFAULTS: dict[str, Any] = {
+    "dataset": None,
+    "output": None,
+    "strategy": None,
+    "model": None,
+    "base_url": None,
+    "served_model": None,
+    "api_key": None,
+    "count": None,
+    "subset_seed": None,
+    "tests": "given",
+    "visible": None,
+    "n_tests": 6,
+    "k": 10,
+    "seed": None,
+    "max_tokens": 768,
+    "temperature": 0.7,
+    "concurrency": 8,
+    "time_limit": None,
+    "write_docs": None,
+    "label": None,
+}
 
-def add_flags(parser: argparse.ArgumentParser, engine: tuple[str, ...]) -> None:
-    """engine: names of settings of `serve` that are flags here too."""
+
+def describe(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "HumanEval(+) or MBPP(+) under several searches for programs, on one model: pass@1, pass@any by programs and "
         "by tokens, cost, diversity. Rows go to disk as they come; the same command goes on after a stop."
     )
     parser.epilog = EXIT_CODES
-    parser.add_argument(
-        "--dataset", type=Path, required=True, metavar="FILE", help="HumanEval's, MBPP's or EvalPlus's .jsonl(.gz)"
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of rows and results")
-    parser.add_argument(
+    add_flags(parser)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = adder(parser)
+    add_workload(add)
+    add("--dataset", type=Path, metavar="FILE", help="HumanEval's, MBPP's or EvalPlus's .jsonl(.gz)")
+    add("--output", type=Path, metavar="DIR", help="folder of rows and results")
+    add(
         "--strategy",
         action="append",
         metavar="NAME_OR_JSON",
         help="plain, greedy, best-of-n, line, tree, sfs, a body of `decoding.search` as JSON, or NAME=JSON; may be "
-        f"repeated; the first is what the others are compared with (default: {' '.join(DEFAULT)})",
+        f"repeated; the first is what the others are compared with (default: {' '.join(STRATEGIES)})",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--model", help="run in this process; as `serve` takes it (default: the embedded model)")
-    where.add_argument("--base-url", metavar="URL", help="a running server, e.g. http://127.0.0.1:8000/v1")
-    parser.add_argument("--served-model", metavar="NAME", help="with --base-url: which one (default: its first)")
-    parser.add_argument("--api-key", help="with --base-url: its key")
-    parser.add_argument(
-        "--count", type=positive, metavar="N", help="so many tasks, a fixed random subset (default: all)"
-    )
-    parser.add_argument("--subset-seed", type=int, metavar="S", help="of the choice of that subset")
-    parser.add_argument(
+    add_model(add)
+    add("--count", type=positive, metavar="N", help="so many tasks, a fixed random subset (default: all)")
+    add("--subset-seed", type=int, metavar="S", help="of the choice of that subset, and of the order of tasks")
+    add(
         "--tests",
         choices=("given", "generated"),
-        default="given",
         help="what searches see: the prompt's examples (and --visible asserts), or tests that the model writes "
-        "(default %(default)s); hidden tests only judge",
+        "(default: given); hidden tests only judge",
     )
-    parser.add_argument(
-        "--visible", type=natural, metavar="N", help="first asserts of the data set to show (default: 0, of MBPP 1)"
-    )
-    parser.add_argument("--n-tests", type=positive, default=6, metavar="N", help="tests to write (default %(default)s)")
-    parser.add_argument("--k", type=positive, default=10, help="programs of a search at most (default %(default)s)")
-    parser.add_argument("--seed", type=natural, action="append", help="may be repeated (default: 1)")
-    parser.add_argument("--max-tokens", type=positive, default=768, help="of one program (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="where a search sets none (default %(default)s)")
-    parser.add_argument("--concurrency", type=positive, default=8, help="searches at once (default %(default)s)")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="after which nothing more is begun")
-    parser.add_argument(
+    add("--visible", type=natural, metavar="N", help="first asserts of the data set to show (default: 0, of MBPP 1)")
+    add("--n-tests", type=positive, metavar="N", help="tests to write (default: 6)")
+    add("--k", type=positive, help="programs of a search at most (default: 10)")
+    add("--seed", type=natural, action="append", help="may be repeated (default: 1)")
+    add("--max-tokens", type=positive, metavar="N", help="of one program (default: 768)")
+    add("--temperature", type=float, metavar="T", help="where a search sets none (default: 0.7)")
+    add("--concurrency", type=positive, metavar="N", help="searches at once (default: 8)")
+    add("--time-limit", type=float, metavar="SECONDS", help="after which nothing more is begun")
+    add(
         "--write-docs",
         nargs="?",
         type=Path,
@@ -63,18 +93,14 @@ def add_flags(parser: argparse.ArgumentParser, engine: tuple[str, ...]) -> None:
         metavar="DIR",
         help=f"put numbers, table and plot into the pages of this folder ({DOCS})",
     )
-    parser.add_argument("--label", help="of the section there (default: the model's name)")
-    for name in engine:
-        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help="as of `serve`")
+    add("--label", metavar="TEXT", help="of the section there (default: the model's name)")
+    add_engine(add, ENGINE)
 
 
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def natural(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+def complete(flags: argparse.Namespace) -> argparse.Namespace:
+    """Flags after the workload file, checked together. Raises ValueError."""
+    require(flags, "dataset", "output")
+    check_model(flags)
+    if not 0 <= flags.temperature <= 2:
+        raise ValueError("--temperature must lie between 0 and 2")
+    return flags

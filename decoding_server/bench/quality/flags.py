@@ -4,7 +4,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench.code.flags import EXIT_CODES, natural, positive
+from decoding_server.bench.flags import (
+    EXIT_CODES,
+    add_engine,
+    add_model,
+    add_workload,
+    adder,
+    amount,
+    check_model,
+    natural,
+    positive,
+    require,
+)
 
 UNITS = ("forward_tokens", "output_tokens", "flops", "seconds")
 GRADERS = ("auto", "math", "numeric", "exact", "choice", "regex", "contained", "code")
@@ -65,9 +76,8 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Nothing has a default here, so that a workload file can tell what the command line says."""
     add = adder(parser)
-    add("--workload", type=Path, metavar="FILE", help="YAML file with any of these flags; the command line wins")
+    add_workload(add)
     add("--dataset", metavar="FILE_OR_HF", help="JSON lines (.gz too), HumanEval's or MBPP's file, or hf:NAME")
     add("--dataset-config", metavar="NAME", help="of a data set of the hub")
     add("--split", help="of a data set of the hub (default: test)")
@@ -107,41 +117,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--time-limit", type=float, metavar="SECONDS", help="after which nothing more is begun")
     add("--output", type=Path, metavar="DIR", help="folder of rows and results")
     add("--label", metavar="TEXT", help="a name for this run in reports (default: the model's)")
-    add("--model", help="run in this process; as `serve` takes it (default: the embedded model)")
-    add("--base-url", metavar="URL", help="instead a running server, e.g. http://127.0.0.1:8000/v1")
-    add("--served-model", metavar="NAME", help="with --base-url: which one (default: its first)")
-    add("--api-key", metavar="KEY", help="with --base-url: its key")
-    for name in ENGINE:
-        flag = "--" + name.replace("_", "-")
-        if name in SWITCHES:
-            add(flag, action="store_true", help="as of `serve`")
-        else:
-            add(flag, metavar="VALUE", help="as of `serve`")
-
-
-def adder(parser: argparse.ArgumentParser) -> Any:
-    def add(*names: str, **options: Any) -> None:
-        parser.add_argument(*names, default=argparse.SUPPRESS, **options)
-
-    return add
-
-
-def amount(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return int(number) if number.is_integer() else number
+    add_model(add)
+    add_engine(add, ENGINE, SWITCHES)
 
 
 def complete(flags: argparse.Namespace) -> argparse.Namespace:
     """Flags after the workload file, checked together. Raises ValueError."""
-    for name in ("dataset", "output"):
-        if getattr(flags, name) is None:
-            raise ValueError(f"--{name} is missing")
-    if flags.model is not None and flags.base_url is not None:
-        raise ValueError("--model and --base-url exclude each other")
-    if flags.base_url is None and (flags.served_model is not None or flags.api_key is not None):
-        raise ValueError("--served-model and --api-key go with --base-url")
+    require(flags, "dataset", "output")
+    check_model(flags)
     if flags.prompt is not None and flags.prompt_file is not None:
         raise ValueError("--prompt and --prompt-file exclude each other")
     if not 0 <= flags.temperature <= 2:

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench.code.flags import natural, positive
-from decoding_server.bench.quality.flags import adder, amount
+from decoding_server.bench.flags import add_workload, adder, amount, natural, positive, require
 
 EXIT_CODES = (
     "Exit codes: 0 all measured, 1 the server or a file can't be had, 2 a wrong flag, 3 time was up (the same command "
@@ -51,9 +50,8 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Nothing has a default here, so that a workload file can tell what the command line says."""
     add = adder(parser)
-    add("--workload", type=Path, metavar="FILE", help="YAML file with any of these flags; the command line wins")
+    add_workload(add)
     add("--base-url", metavar="URL", help="the server, e.g. http://127.0.0.1:8000/v1")
     add("--served-model", metavar="NAME", help="which of its models (default: its first)")
     add("--api-key", metavar="KEY", help="its key")
@@ -88,9 +86,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def complete(flags: argparse.Namespace) -> argparse.Namespace:
     """Flags after the workload file, checked together. Raises ValueError."""
-    for name in ("base_url", "output"):
-        if getattr(flags, name) is None:
-            raise ValueError(f"--{name.replace('_', '-')} is missing")
+    require(flags, "base_url", "output")
     if not (flags.concurrency or flags.rate or flags.constant_rate):
         raise ValueError("say what load: --concurrency, --rate or --constant-rate")
     if not 0 <= flags.temperature <= 2:

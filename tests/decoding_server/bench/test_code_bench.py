@@ -1,5 +1,6 @@
 """`decoding-server bench code`: data sets, contenders, a whole run on a scripted model, over HTTP too, and its page."""
 
+import argparse
 import asyncio
 import gzip
 import json
@@ -15,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "strategies" / "search"))
 from runtime_server import serve_runtime
 from scripted_coder import ScriptedCoder, code
 
-from decoding_server.bench.code import documents
+from decoding_server.bench import workload_file
+from decoding_server.bench.code import documents, flags
 from decoding_server.bench.code.contenders import VisibleTests, contenders, parsed
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.code.study import Settings, Study
@@ -136,6 +138,7 @@ def task_of(tmp_path: Path) -> CodeTask:
 def test_contenders(tmp_path: Path) -> None:
     assert parsed("sfs").search == {"type": "scattered-forest"}
     assert parsed("plain").search is None
+    assert (parsed("mine=sfs").name, parsed("mine=sfs").search) == ("mine", {"type": "scattered-forest"})
     assert parsed('no lessons={"type": "scattered-forest", "scout": false}').name == "no lessons"
     assert parsed('{"type": "code-tree", "branching": 3}').name == "code-tree branching=3"
     body = parsed('{"type": "code-tree", "k": 3}').body(task_of(tmp_path), VisibleTests("given", visible=1), 10)
@@ -330,10 +333,40 @@ def test_no_server(tmp_path: Path, sandboxed: None, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("more", "status"),
-    [(["--strategy", "sfs", "--strategy", "nothing"], 2), (["--sandbox", "paper"], 2), (["--dataset", "missing"], 1)],
+    [
+        (["--strategy", "sfs", "--strategy", "nothing"], 2),
+        (["--sandbox", "paper"], 2),
+        (["--dataset", "missing"], 1),
+        (["--model", "x.gguf"], 2),
+        (["--temperature", "3"], 2),
+        (["--workload", "missing.yaml"], 2),
+    ],
 )
 def test_wrong_flags(tmp_path: Path, more: list[str], status: int) -> None:
     assert main(command(tmp_path, "http://127.0.0.1:9", *more)) == status
+
+
+def test_a_workload_file_gives_the_flags(tmp_path: Path, sandboxed: None) -> None:
+    workload = tmp_path / "workload.yaml"
+    workload.write_text("k: 3\nseed: 5\ncount: 2\nstrategies: {plain: null, mine: {type: code-greedy}}\n")
+    with coder().serving() as runtime, serve_runtime(runtime) as server:
+        given = command(tmp_path, server.url, "--workload", str(workload), tasks=3)
+        assert main([*given, "--count", "1"]) == 0
+        assert sorted(row["strategy"] for row in rows_of(tmp_path / "out")) == ["mine", "plain"]
+        run = json.loads((tmp_path / "out" / "results.json").read_text())["run"]
+        assert (run["k"], run["seeds"]) == (4, [5])  # the command line's, the file's
+        assert main(given) == 0
+    assert len(rows_of(tmp_path / "out")) == 4
+
+
+def test_the_published_workloads_are_valid(tmp_path: Path) -> None:
+    paths = sorted((Path(__file__).parents[3] / "docs" / "benchmarks" / "workloads").glob("code-*.yaml"))
+    assert paths
+    for path in paths:
+        found = workload_file.read(path, flags.add_flags)
+        assert [parsed(text).name for text in found["strategy"]] == list(flags.STRATEGIES)
+        given = argparse.Namespace(**{**flags.DEFAULTS, "output": tmp_path, **found})
+        assert flags.complete(given).count
 
 
 def test_the_projects_page_shows_its_numbers() -> None:
