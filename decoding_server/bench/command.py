@@ -80,6 +80,7 @@ def serve(flags: argparse.Namespace) -> int:
 
 
 def report(flags: argparse.Namespace) -> int:
+    flags = reporting_flags.complete(flags)
     from decoding_server.bench.reporting.command import run
 
     return run(flags)

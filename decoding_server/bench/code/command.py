@@ -106,6 +106,7 @@ def finish(study: Study, flags: argparse.Namespace, console: Console) -> None:
     """Shows what is there, writes results.json, table.md and the plot, and the pages where that is asked for."""
     results: Mapping[str, Any] | None = study.results()
     if results is None:
+        console.print("no task has been measured with every strategy yet", highlight=False)
         return
     label = flags.label or results["run"]["model"]
     text = documents.section({**results, "run": {**results["run"], "label": label}})

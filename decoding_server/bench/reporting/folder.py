@@ -84,4 +84,5 @@ def numbers(kind: str, facts: Mapping[str, Any], rows: list[Row]) -> Record:
         return quality_summary.results(rows, names)
     if kind == "serve":
         return serving_summary.results(rows, facts["slo"])
-    return {"rows": len(rows), "table": code_summary.table(rows, names, facts["k"])}
+    shared = code_summary.compared(rows, names)
+    return {"rows": len(shared), "table": code_summary.table(shared, names, facts["k"])}

@@ -23,8 +23,8 @@ SETTINGS = (
 def of_run(run: Run, name: str) -> list[Block]:
     """name: of the files of its plots. Headings are below the run's own."""
     blocks: list[Block] = [Heading(run.title)]
-    if run.kind == "quality" and not run.numbers["table"]:
-        blocks.append(Paragraph("No task has been answered by every strategy under every budget yet."))
+    if not run.numbers["table"]:
+        blocks.append(Paragraph("Nothing has been measured whole yet: no task with every strategy, no load."))
     else:
         shown_by = {"quality": quality, "serve": serve, "code": code}
         blocks += shown_by[run.kind](run, name)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from runtime_server import serve_runtime
 from scripted_answers import answering_runtime, records
 
+from decoding_server.bench.reporting import publishing
 from decoding_server.cli import main
 
 EVIL = '<script>alert("x")</script>|`'
@@ -214,6 +215,76 @@ def test_code_runs(tmp_path: Path) -> None:
     assert "| plain | 50.0 % |" in markdown
     assert sorted(path.name for path in out.glob("*.svg")) == ["first-pass-any.svg", "second-pass-any.svg"]
     page_of(out)
+
+
+# -- pages of the documentation ----------------------------------------------------------------------------------------
+
+DOCUMENT = "# Sums\n\n<!-- report:begin -->\nNothing yet.\n<!-- report:end -->\n\nEnd.\n"
+
+
+def test_a_published_run_can_be_reported_on_again(folders: tuple[Path, Path]) -> None:
+    run, page = quality(folders[0]), folders[1] / "sums.md"
+    page.write_text(DOCUMENT)
+    assert main(["bench", "report", str(run), "--write-docs", str(page), "--title", "Sums"]) == 0
+    text = page.read_text()
+    assert "| majority | 200 |" in text
+    assert "Nothing yet" not in text
+    assert text.endswith("End.\n")
+    data = folders[1] / "sums"
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (folders[1] / link).is_file(), link
+    page_of(data)
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    assert not any("text" in json.loads(line) for line in before["rows.jsonl"].decode().splitlines())
+    # From the published rows alone, the same page comes again, and so do all numbers of the run.
+    assert main(["bench", "report", str(data), "--write-docs", str(page), "--title", "Sums"]) == 0
+    assert (page.read_text(), {path.name: path.read_bytes() for path in data.iterdir()}) == (text, before)
+    numbers = json.loads((run / "results.json").read_text())
+    assert json.loads(before["results.json"])["table"] == numbers["table"]
+
+
+def test_published_programs_keep_their_texts(tmp_path: Path) -> None:
+    page = tmp_path / "code.md"
+    page.write_text(DOCUMENT)
+    run = code_run(tmp_path / "a", 1)
+    (run / "runs.jsonl").write_text(json.dumps({"key": CODE_RUN["key"]}) + "\n" + json.dumps({"key": "other"}) + "\n")
+    assert main(["bench", "report", str(run), "--write-docs", str(page), "--output", str(tmp_path / "r")]) == 0
+    assert "| plain | 50.0 % |" in page.read_text()
+    assert (tmp_path / "r" / "report.html").is_file()
+    assert (tmp_path / "code" / "rows.jsonl").read_text() == (run / "rows.jsonl").read_text()
+    assert (tmp_path / "code" / "runs.jsonl").read_text() == json.dumps({"key": CODE_RUN["key"]}) + "\n"
+
+
+def test_pages_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, page = code_run(tmp_path / "a", 1), tmp_path / "code.md"
+    assert main(["bench", "report", str(run)]) == 2
+    assert main(["bench", "report", str(run), str(run), "--write-docs", str(page)]) == 2
+    assert main(["bench", "report", str(run), "--write-docs", str(page)]) == 1
+    page.write_text("# Nothing to fill\n")
+    assert main(["bench", "report", str(run), "--write-docs", str(page)]) == 1
+    assert "there is no block 'report'" in capsys.readouterr().err
+    assert not (tmp_path / "code").exists()
+    rows = (run / "rows.jsonl").read_text().splitlines(keepends=True)
+    (run / "rows.jsonl").write_text(rows[0])  # of one strategy only
+    page.write_text(DOCUMENT)
+    assert main(["bench", "report", str(run), "--write-docs", str(page)]) == 1
+    assert "nothing has been measured whole" in capsys.readouterr().err
+    assert page.read_text() == DOCUMENT
+    assert main(["bench", "report", str(run), "--output", str(tmp_path / "r")]) == 0
+    assert "measured whole" in (tmp_path / "r" / "report.md").read_text()
+
+
+PUBLISHED = [
+    page
+    for page in sorted((Path(__file__).parents[3] / "docs").rglob("*.md"))
+    if f"<!-- {publishing.BLOCK}:begin -->" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("page", PUBLISHED, ids=lambda page: page.stem)
+def test_the_projects_pages_follow_from_their_raw_rows(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert publishing.rendered(page, text) == text
 
 
 @pytest.mark.parametrize(
