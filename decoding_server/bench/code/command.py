@@ -117,5 +117,5 @@ def finish(study: Study, flags: argparse.Namespace, console: Console) -> None:
     else:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if flags.write_docs is not None:
-        documents.write(flags.write_docs, label, dict(results))
+        documents.write(flags.write_docs, label, dict(results), study.measured())
         console.print(f"written to {flags.write_docs}")

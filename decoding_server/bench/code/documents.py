@@ -1,6 +1,7 @@
 """The measured part of docs/strategies/scattered-forest.md: a section for every measured model, from the numbers kept
 beside the page, so that runs on several models stand together."""
 
+import gzip
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from decoding_server.bench.figures import COLOURS, STYLE, save
+from decoding_server.bench.rows import Row
 from decoding_server.bench.tables import Table
 from decoding_server.features.markers import replaced
 
@@ -19,6 +21,7 @@ BLOCK = "code-bench"
 NUMBERS = "measured"
 PLOTS = "plots"
 PREFIX = "code-"
+ROWS = ".rows.jsonl.gz"
 EMPTY = "Nothing has been measured yet."
 AT = (1, 2, 3, 5)
 """Programs at which pass@any is shown, beside k."""
@@ -26,14 +29,17 @@ AT = (1, 2, 3, 5)
 Results = dict[str, Any]
 
 
-def write(folder: Path, label: str, results: Results) -> None:
-    """Puts a run's numbers and plot into the folder under a label, and all that are there into the page. Raises
-    OSError where it is missing, MarkerError where its block is."""
+def write(folder: Path, label: str, results: Results, rows: Sequence[Row]) -> None:
+    """Puts a run's numbers, raw rows and plot into the folder under a label, and all that are there into the page.
+    Raises OSError where it is missing, MarkerError where its block is."""
     name = PREFIX + slug(f"{label}-{results['run']['dataset']}-{results['run']['tests']}")
-    results = {**results, "run": {**results["run"], "label": label, "plot": f"{PLOTS}/{name}.svg"}}
+    about = {"label": label, "plot": f"{PLOTS}/{name}.svg", "rows": f"{NUMBERS}/{name}{ROWS}"}
+    results = {**results, "run": {**results["run"], **about}}
     numbers = folder / NUMBERS / f"{name}.json"
     numbers.parent.mkdir(parents=True, exist_ok=True)
     numbers.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / about["rows"]).write_bytes(gzip.compress(lines.encode(), mtime=0))
     draw(results, folder / PLOTS / f"{name}.svg")
     page = folder / PAGE
     page.write_text(rendered(folder, page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -68,6 +74,8 @@ def section(results: Results) -> str:
     ]
     if run.get("plot"):
         parts.append(f"![pass@any by programs and by generated tokens]({run['plot']})")
+    if run.get("rows"):
+        parts.append(f"[Raw rows]({run['rows']}), with every program.")
     return "\n\n".join(parts)
 
 

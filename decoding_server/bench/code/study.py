@@ -154,12 +154,16 @@ class Study:
             "concurrency": self.settings.concurrency,
         }
 
+    def measured(self) -> list[Row]:
+        """Rows of these settings."""
+        keys = {self.key(*cell) for cell in self.cells()}
+        return [row for row in self.rows.rows if row["key"] in keys]
+
     def results(self) -> dict[str, Any] | None:
         """The table and what it was measured on; None before the first task that every strategy has finished. Written
         to results.json too."""
         names = [one.name for one in self.contenders]
-        keys = {self.key(*cell) for cell in self.cells()}
-        measured = [row for row in self.rows.rows if row["key"] in keys]
+        measured = self.measured()
         rows = summary.compared(measured, names)
         if not rows or not self.runs.rows:
             return None
@@ -176,7 +180,7 @@ class Study:
             "seeds": list(settings.seeds),
             "max_tokens": settings.max_tokens,
             "wanted": len(self.tasks),
-            "missing": len(keys) - len(measured),
+            "missing": len(self.cells()) - len(measured),
             "strategies": {one.name: one.search for one in self.contenders},
             "digests": {one.name: self.digest(one) for one in self.contenders},
             "task_names": [task.name for task in self.tasks],

@@ -17,11 +17,12 @@ from runtime_server import serve_runtime
 from scripted_coder import ScriptedCoder, code
 
 from decoding_server.bench import workload_file
-from decoding_server.bench.code import documents, flags
+from decoding_server.bench.code import documents, flags, summary
 from decoding_server.bench.code.contenders import VisibleTests, contenders, parsed
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.code.study import Settings, Study
 from decoding_server.bench.code.tasks import CodeTask, load
+from decoding_server.bench.rows import read_records
 from decoding_server.cli import main
 from strategies.sandbox.sandbox import open_sandbox
 
@@ -254,6 +255,9 @@ def test_a_run_over_http(tmp_path: Path, sandboxed: None, capsys: pytest.Capture
     assert page.endswith("End.\n")
     (numbers,) = (docs / "measured").glob("code-*.json")
     assert json.loads(numbers.read_text())["table"] == results["table"]
+    (published,) = (docs / "measured").glob("code-*.rows.jsonl.gz")
+    assert read_records(published) == rows_of(tmp_path / "out")
+    assert f"](measured/{published.name})" in page
     assert "programs evaluated" in (docs / "plots" / f"{numbers.stem}.svg").read_text()
     assert documents.rendered(docs, page) == page
     assert "| tree | " in capsys.readouterr().out
@@ -373,3 +377,15 @@ def test_the_projects_page_shows_its_numbers() -> None:
     folder = Path(__file__).parents[3] / "docs" / "strategies"
     page = (folder / documents.PAGE).read_text(encoding="utf-8")
     assert documents.rendered(folder, page) == page
+
+
+PUBLISHED = sorted((Path(__file__).parents[3] / "docs" / "strategies" / documents.NUMBERS).glob("code-*.json"))
+
+
+@pytest.mark.parametrize("numbers", PUBLISHED, ids=lambda path: path.stem)
+def test_published_numbers_follow_from_their_raw_rows(numbers: Path) -> None:
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    names = list(found["run"]["strategies"])
+    rows = summary.compared(read_records(numbers.with_name(numbers.stem + documents.ROWS)), names)
+    assert summary.table(rows, names, found["run"]["k"]) == found["table"]
+    assert len({row["task"] for row in rows}) == found["run"]["tasks"]
