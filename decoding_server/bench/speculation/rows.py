@@ -1,9 +1,10 @@
 """Measured cells as JSON lines: appended and flushed as they come, so that a run that was cut off goes on."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from decoding_server.bench.rows import JsonLines
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +36,12 @@ class RowFile:
     """The rows of one output folder, in the order in which they were measured."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; a last line cut off by a crash is dropped."""
-        self.path = path
-        self.rows: list[Row] = []
-        if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]
-            if len(complete) != len(lines):
-                path.write_text("".join(complete))
-            for line in complete:
-                value = json.loads(line)
-                self.rows.append(Row(Cell(**value["cell"]), value["values"], value["when"]))
+        self._file = JsonLines(path)
+        self.rows = [Row(Cell(**one["cell"]), one["values"], one["when"]) for one in self._file.records]
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(asdict(row)) + "\n")
+        self._file.append([asdict(row)])
 
     def has(self, cell: Cell) -> bool:
         return any(row.cell == cell for row in self.rows)
