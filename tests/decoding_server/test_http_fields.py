@@ -215,7 +215,7 @@ def test_cache_salt_keeps_prefixes_apart(server):
 def test_time_limit(server):
     response = complete(server, prompt="~|", max_tokens=400, t_max_predict_ms=300)
     assert response["choices"][0]["stop_reason"] == "budget:seconds"
-    assert 0.3 <= response["usage"]["decoding"]["seconds"] < 2
+    assert 0.3 <= response["usage"]["decoding"]["seconds"] < 10
 
 
 def test_suffix_needs_a_model_that_knows_it(server):

@@ -304,7 +304,7 @@ def test_a_collector_receives_the_spans():
 
 def test_a_collector_that_hangs_or_is_not_there_delays_neither_requests_nor_the_exit(monkeypatch):
     monkeypatch.setattr("decoding_server.tracing.CLOSE_SECONDS", 0.5)
-    hanging = Collector(delay=3.0)
+    hanging = Collector(delay=20.0)
     gone = Collector()
     gone.shutdown()
     gone.server_close()
@@ -313,10 +313,10 @@ def test_a_collector_that_hangs_or_is_not_there_delays_neither_requests_nor_the_
             seen = Observability("tiny", lambda: STATUS, tracing=Tracing.to(collector.url))
             started = time.monotonic()
             run(seen.begin("a", "completions")).finished()
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 5
             started = time.monotonic()
             seen.close()
-            assert time.monotonic() - started < 2.0
+            assert time.monotonic() - started < 10
     finally:
         hanging.shutdown()
         hanging.server_close()

@@ -205,12 +205,12 @@ HOSTILE: dict[str, Spec] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_structures_take_bounded_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each works or is refused; the worst step stays below a second (a generous bound: the machine may be busy)."""
+    """Each works or is refused, and no step hangs (generous bounds: the machine may be busy)."""
     monkeypatch.setattr(structured_compiler, "TRIAL_SECONDS", 3.0)
     began, row = time.monotonic(), None
     with contextlib.suppress(InvalidRequest):
         row = row_of(HOSTILE[name])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     if row is None:
         return
     generator = torch.Generator().manual_seed(0)
@@ -220,7 +220,7 @@ def test_hostile_structures_take_bounded_time(name: str, monkeypatch: pytest.Mon
         if bool(faulty_rows(logits)[0]):
             return
         row.append(int(logits.argmax()))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
 
 
 def test_a_complete_structure_allows_only_the_end_also_after_it() -> None:
