@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from decoding_server.bench import loops
-from decoding_server.bench.soak import Check, left_over, log_is_clean, server
+from decoding_server.bench.own_server import NotReady, server
+from decoding_server.bench.soak import Check, left_over, log_is_clean
 
 PATIENCE_SECONDS = 300.0
 """The longest a request may take; one that is not answered by then is lost."""
@@ -34,7 +35,7 @@ SLACK = 3.0
 cost, and the machine is shared."""
 MAX_SEQS, MAX_WAITING = 8, 24
 FLAGS = (
-    *("--host", "127.0.0.1", "--port", "0", "--kv-cache-memory", "192MiB", "--max-model-len", "1024"),
+    *("--kv-cache-memory", "192MiB", "--max-model-len", "1024"),
     *("--max-num-seqs", str(MAX_SEQS), "--max-waiting", str(MAX_WAITING)),
 )
 DECODINGS: tuple[Any, ...] = (
@@ -216,11 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = await overload(url, options.requests, options.load, options.seed, capacity, MAX_SEQS)
         return result, await left_over(url)
 
-    with server(log, FLAGS) as (url, process):
-        result, rest = asyncio.run(run(url))
-        process.terminate()
-        with contextlib.suppress(TimeoutError):
-            process.wait(60)
+    try:
+        with server(log, FLAGS) as (url, process):
+            result, rest = asyncio.run(run(url))
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                process.wait(60)
+    except NotReady as error:
+        raise SystemExit(f"error: {error}") from None
     with (options.output / "requests.jsonl").open("w") as sink:
         sink.writelines(json.dumps(asdict(one)) + "\n" for one in result.under)
     checks = [*result.checks(), rest, log_is_clean(log)]

@@ -53,6 +53,11 @@ class RowFile:
         self._file.append(new)
         self._rows |= {row["key"]: row for row in new}
 
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Adds all of them, in one write; the last row of a key is what counts, here and when the file is read."""
+        self._file.append(rows)
+        self._rows |= {row["key"]: row for row in rows}
+
 
 def read_records(path: Path) -> list[Any]:
     """The records of a data set's `.jsonl` or `.jsonl.gz`. Raises OSError, and ValueError for what is no JSON."""

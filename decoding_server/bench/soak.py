@@ -9,12 +9,10 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -29,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from decoding_server.bench.own_server import NotReady, server
 from decoding_server.bench.soak_requests import COMPLETIONS, Mix, Reply, SoakRequest, fault
 
 CONCURRENCY = 32
@@ -44,12 +43,11 @@ SAMPLE_SECONDS = 1.0
 PATIENCE_SECONDS = 300.0
 """The longest a request may take; one that is not answered by then is lost."""
 CONTEXT = 1024
-FLAGS = ("--host", "127.0.0.1", "--port", "0", "--kv-cache-memory", "96MiB", "--max-model-len", str(CONTEXT))
+FLAGS = ("--kv-cache-memory", "96MiB", "--max-model-len", str(CONTEXT))
 """A pool of about 2,200 tokens: full within the warm-up, then evicting and preempting all the time."""
 TOOLS = ("--tool-call-parser", "hermes")
 DRAINED = 4
 """Streams that run when SIGTERM comes."""
-LISTENING = re.compile(r"listening on (http://\S+)")
 SERVER_FAULT = re.compile(r"^(ERROR|CRITICAL|Traceback)")
 
 Outcome = Literal["ok", "left", "wrong"]
@@ -150,31 +148,6 @@ def parse_metrics(text: str) -> dict[str, float]:
     for name, value in re.findall(r"^decoding:(\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
         values[name] = values.get(name, 0.0) + float(value)
     return values
-
-
-@contextlib.contextmanager
-def server(log: Path, flags: Sequence[str]) -> Iterator[tuple[str, psutil.Popen]]:
-    """A server process, ready to answer, and its address. Killed at the end unless it has ended by then."""
-    command = [sys.executable, "-m", "decoding_server", "serve", *flags]
-    with log.open("w") as sink:
-        process = psutil.Popen(command, stderr=sink, env=os.environ | {"OMP_WAIT_POLICY": "passive"})
-    try:
-        yield _ready(process, log), process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-        process.wait()
-
-
-def _ready(process: psutil.Popen, log: Path, limit: float = 300.0) -> str:
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline and process.poll() is None:
-        if listening := LISTENING.search(log.read_text(errors="replace")):
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{listening[1]}/health").status_code == 200:
-                    return listening[1]
-        time.sleep(0.1)
-    raise SystemExit(f"error: the server did not become ready; see {log}")
 
 
 async def exchange(client: httpx.AsyncClient, request: SoakRequest) -> Row:
@@ -313,8 +286,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (options.output / name).unlink(missing_ok=True)
     console, soak, started = Console(), Soak(options.output), time.monotonic()
     console.print(f"seed {seed}, rows in {options.output}")
-    with server(log, (*FLAGS, *TOOLS)) as (url, process):
-        checks = asyncio.run(run(url, process, soak, options.requests, seed))
+    try:
+        with server(log, (*FLAGS, *TOOLS)) as (url, process):
+            checks = asyncio.run(run(url, process, soak, options.requests, seed))
+    except NotReady as error:
+        raise SystemExit(f"error: {error}") from None
     checks.append(log_is_clean(log))
     console.print(summary(soak.rows, checks))
     console.print(f"{time.monotonic() - started:.0f} s")

@@ -9,6 +9,10 @@ from typing import Any
 import httpx
 
 Record = dict[str, Any]
+TEXTS = ("content", "reasoning_content", "reasoning")
+"""Where a chunk has text: servers that tell reasoning apart name it in two ways."""
+WHOLE = ("stop", "length", "tool_calls", "content_filter")
+"""Finish reasons of an answer that is one; others ("abort", "error") say that it broke off."""
 
 
 class StreamFault(Exception):
@@ -24,7 +28,8 @@ class Answer:
     """Seconds on the monotonic clock. texts: when each chunk with text came; the first is the first token's.
 
     usage: as the server's last chunk has it; {} where it sends none. error: None, "refused" (429), "unavailable" (503),
-    "status N", "timeout", "connection", "stream error" (told by the server), "incomplete" (the stream just ended).
+    "status N", "timeout", "connection", "stream error" (told by the server), "incomplete" (the stream just ended),
+    "finish NAME" (a finish reason that is none of WHOLE).
     """
 
     sent: float
@@ -71,6 +76,8 @@ async def _read(client: httpx.AsyncClient, body: Record, answer: Answer) -> None
             _take(data, answer)
     if not whole or answer.finish_reason is None:
         raise StreamFault("incomplete", f"finish reason {answer.finish_reason}, [DONE] {whole}")
+    if answer.finish_reason not in WHOLE:
+        raise StreamFault(f"finish {answer.finish_reason}", "the server gave the answer up")
 
 
 def _take(data: str, answer: Answer) -> None:
@@ -78,10 +85,10 @@ def _take(data: str, answer: Answer) -> None:
     now = time.perf_counter()
     try:
         chunk = json.loads(data)
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             raise StreamFault("stream error", str(chunk["error"]))
         for choice in chunk.get("choices") or ():
-            if choice["delta"].get("content"):
+            if any(choice["delta"].get(name) for name in TEXTS):
                 answer.texts.append(now)
             answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         answer.usage = chunk.get("usage") or answer.usage

@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -9,8 +11,10 @@ from rich.markdown import Markdown
 from decoding_server.bench import progress
 from decoding_server.bench.dataset import DatasetError, read_dataset, title
 from decoding_server.bench.endpoint import Endpoint
+from decoding_server.bench.own_server import server
 from decoding_server.bench.quality.contenders import Strategy, strategies
 from decoding_server.bench.serving import documents
+from decoding_server.bench.serving.flags import own
 from decoding_server.bench.serving.loads import Load
 from decoding_server.bench.serving.requests import Questions, questions_of
 from decoding_server.bench.serving.study import Settings, Study
@@ -29,7 +33,8 @@ def run(flags: argparse.Namespace) -> int:
         with progress.shown(console) as show:
             study = Study(settings, questions, chosen, show)
             try:
-                code = 0 if asyncio.run(measure(study, flags, chosen)) else 3
+                with address(study, flags) as url:
+                    code = 0 if asyncio.run(measure(study, flags, chosen, url)) else 3
             except DecodingError as error:
                 console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
                 code = 1
@@ -46,15 +51,27 @@ def run(flags: argparse.Namespace) -> int:
     return code
 
 
-async def measure(study: Study, flags: argparse.Namespace, chosen: list[Strategy]) -> bool:
+@contextlib.contextmanager
+def address(study: Study, flags: argparse.Namespace) -> Iterator[str | None]:
+    """Of the server, which is started where none is given; None where nothing is left to measure. Raises NotReady."""
+    if flags.base_url is not None or not study.missing():
+        yield flags.base_url
+        return
+    model = [] if flags.model is None else [flags.model]
+    quiet = ("--no-playground", "--no-log-requests")
+    with server(study.settings.output / "server.log", [*model, *quiet, *own(flags)]) as (url, _):
+        yield url
+
+
+async def measure(study: Study, flags: argparse.Namespace, chosen: list[Strategy], url: str | None) -> bool:
     """Raises DecodingError, ValueError for what a server without this project's extensions can't do."""
-    if not study.missing():
+    if url is None or not study.missing():
         return True
-    endpoint = await Endpoint.connected(flags.base_url, flags.served_model, flags.api_key)
+    endpoint = await Endpoint.connected(url, flags.served_model, flags.api_key)
     try:
         for one in chosen:
             if not endpoint.extended and not one.plain:
-                raise ValueError(f"--strategy {one.name}: the server at {flags.base_url} has no `decoding`")
+                raise ValueError(f"--strategy {one.name}: the server at {url} has no `decoding`")
         return await study.run(endpoint)
     finally:
         await endpoint.close()
@@ -67,10 +84,11 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         *(Load("constant", value) for value in flags.constant_rate or ()),
     ]
     limits = {"ttft": flags.slo_ttft, "tpot": flags.slo_tpot, "e2e": flags.slo_e2e}
+    started = " ".join([flags.model or "embedded", *own(flags)])
     passages = f"passages of {flags.input_words} words"
     return Settings(
         output=flags.output,
-        server=f"{flags.base_url} {flags.served_model or ''}",
+        server=started if flags.base_url is None else f"{flags.base_url} {flags.served_model or ''}",
         data=passages if flags.dataset is None else f"questions of {title(flags.dataset)}",
         loads=tuple(dict.fromkeys(loads)),
         requests=flags.requests,

@@ -72,15 +72,17 @@ def facts(results: Results) -> str:
     lag = max(entry["client_lag"] for entry in results["table"])
     goodput = f" Goodput: answers with {slo}." if slo else ""
     unfinished = f" {run['missing']} loads are missing." if run["missing"] else ""
-    length = "exactly" if run["ignore_eos"] else "at most"
+    means = {entry["mean_output_tokens"] for entry in results["table"]}
+    length = "exactly" if run["ignore_eos"] and means == {run["max_tokens"]} else "at most"
     return (
         f"{run['model']}, {run['requests']} requests a load after {run['warm_up']} untimed ones, {run['data']}, "
         f"{length} {run['max_tokens']} tokens an answer, temperature {run['temperature']:g} unless a strategy says so, "
-        f"seeds {', '.join(map(str, run['seeds']))}. Latencies are p50 / p90 / p99 of answered requests, from when one "
-        "was due; between chunks: of all gaps of all answers (a chunk may hold several tokens); per further token: of "
-        "the answers' means. Rates count from the first request to the end of the last answer; the client sent no "
-        f"request more than {1000 * lag:.0f} ms late.{goodput}{unfinished} Commit {', '.join(run['commits'])} of the "
-        f"benchmark, {run['date']}; {run['machine']['processor']}, {run['machine']['cores']} cores; "
+        f"seeds {', '.join(map(str, run['seeds']))}; every prompt begins with a number of its own, so that no prefix "
+        "cache has it. Latencies are p50 / p90 / p99 of answered requests, from when one was due; between chunks: of "
+        "all gaps of all answers (a chunk may hold several tokens); per further token: of the answers' means. Rates "
+        "count from the first request to the end of the last answer; the client sent no request more than "
+        f"{1000 * lag:.0f} ms late.{goodput}{unfinished} Commit {', '.join(run['commits'])} of the benchmark, "
+        f"{run['date']}; {run['machine']['processor']}, {run['machine']['cores']} cores; "
         f"{results['rows']} rows."
     )
 

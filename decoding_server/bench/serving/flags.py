@@ -4,13 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench.flags import add_workload, adder, amount, natural, positive, require
+from decoding_server.bench.flags import add_engine, add_workload, adder, amount, check_model, natural, positive, require
+from decoding_server.bench.quality.flags import ENGINE, SWITCHES
 
 EXIT_CODES = (
     "Exit codes: 0 all measured, 1 the server or a file can't be had, 2 a wrong flag, 3 time was up (the same command "
     "goes on), 130 interrupted (likewise). Requests that fail are counted, not a failure of the run."
 )
 DEFAULTS: dict[str, Any] = {
+    "model": None,
     "base_url": None,
     "served_model": None,
     "api_key": None,
@@ -41,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
 
 def describe(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Load on a running server, over HTTP with streamed answers: time to first token, gaps between tokens, "
+        "Load on a server, over HTTP with streamed answers: time to first token, gaps between tokens, "
         "end-to-end time, tokens per second, goodput, errors by kind; for each strategy under each load. A load is "
         "measured as a whole, its rows go to disk, and the same command goes on after a stop. docs/bench.md says more."
     )
@@ -52,9 +54,10 @@ def describe(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = adder(parser)
     add_workload(add)
-    add("--base-url", metavar="URL", help="the server, e.g. http://127.0.0.1:8000/v1")
-    add("--served-model", metavar="NAME", help="which of its models (default: its first)")
-    add("--api-key", metavar="KEY", help="its key")
+    add("--base-url", metavar="URL", help="a running server, e.g. http://127.0.0.1:8000/v1")
+    add("--served-model", metavar="NAME", help="with --base-url: which of its models (default: its first)")
+    add("--api-key", metavar="KEY", help="with --base-url: its key")
+    add("--model", help="instead a server process of its own, with this model (default: the embedded model)")
     add("--dataset", metavar="FILE_OR_HF", help="questions to ask: JSON lines or hf:NAME (default: passages of a text)")
     add("--dataset-config", metavar="NAME", help="of a data set of the hub")
     add("--split", help="of a data set of the hub (default: test)")
@@ -82,13 +85,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--time-limit", type=float, metavar="SECONDS", help="after which no load is begun")
     add("--output", type=Path, metavar="DIR", help="folder of rows and results")
     add("--label", metavar="TEXT", help="a name for this run in reports (default: the model's)")
+    add_engine(add, ENGINE, SWITCHES)
 
 
 def complete(flags: argparse.Namespace) -> argparse.Namespace:
     """Flags after the workload file, checked together. Raises ValueError."""
-    require(flags, "base_url", "output")
+    require(flags, "output")
+    check_model(flags)
+    if flags.base_url is not None and (given := own(flags)):
+        raise ValueError(f"{given[0]} is of a server of its own, --base-url is another")
     if not (flags.concurrency or flags.rate or flags.constant_rate):
         raise ValueError("say what load: --concurrency, --rate or --constant-rate")
     if not 0 <= flags.temperature <= 2:
         raise ValueError("--temperature must lie between 0 and 2")
     return flags
+
+
+def own(flags: argparse.Namespace) -> list[str]:
+    """What `serve` is told for a server of the benchmark's own: its settings, as flags."""
+    found: list[str] = []
+    for name in ENGINE:
+        if (value := getattr(flags, name, None)) is not None:
+            flag = "--" + name.replace("_", "-")
+            found += [flag] if name in SWITCHES else [flag, str(value)]
+    return found

@@ -1,13 +1,18 @@
 """What is asked under load: questions of a data set, or passages of the built-in texts; the seed decides which."""
 
+import functools
+import hashlib
+import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from decoding_server.bench.dataset import Record
 from decoding_server.bench.passages import PASSAGES
 from decoding_server.bench.quality.tasks import text_of
 
 CONTINUE = "Continue this text:\n\n"
+DIGITS = 9
 
 
 class Questions:
@@ -18,6 +23,8 @@ class Questions:
         self._texts = texts
         self._words = [word for passage in PASSAGES for word in passage.split()]
         self._length = words
+        self._order = functools.lru_cache(maxsize=4)(self._shuffled)
+        self.fingerprint = fingerprint(texts if texts is not None else [words, *self._words])
 
     def number(self, seed: int, number: int) -> str:
         """Warm-up requests have negative numbers, and so texts of their own."""
@@ -25,13 +32,27 @@ class Questions:
         if self._texts is not None:
             if number < 0:
                 return draw.choice(self._texts)
-            order = list(range(len(self._texts)))
-            random.Random(f"{seed}|{number // len(order)}").shuffle(order)
-            return self._texts[order[number % len(order)]]
+            return self._texts[self._order(seed, number // len(self._texts))[number % len(self._texts)]]
         # The text wraps round at its end.
         start = draw.randrange(len(self._words))
         picked = [self._words[(start + i) % len(self._words)] for i in range(self._length)]
         return CONTINUE + " ".join(picked)
+
+    def _shuffled(self, seed: int, turn: int) -> list[int]:
+        assert self._texts is not None
+        order = list(range(len(self._texts)))
+        random.Random(f"{seed}|{turn}").shuffle(order)
+        return order
+
+
+def marked(text: str, *facts: Any) -> str:
+    """The text behind a number that these facts decide, so that no server finds its prompt in a prefix cache. Always
+    as many digits, which usual tokenizers take one by one or in threes: all prompts grow by as many tokens."""
+    return f"[{int(fingerprint(facts), 16) % 10**DIGITS:0{DIGITS}d}] {text}"
+
+
+def fingerprint(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def questions_of(records: Sequence[Record], field: str, title: str) -> list[str]:

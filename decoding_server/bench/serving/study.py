@@ -18,7 +18,7 @@ from decoding_server.bench.rows import Row, RowFile
 from decoding_server.bench.serving import summary
 from decoding_server.bench.serving.client import Answer, streamed
 from decoding_server.bench.serving.loads import Load
-from decoding_server.bench.serving.requests import Questions
+from decoding_server.bench.serving.requests import Questions, fingerprint, marked
 
 ROWS, RUNS, RESULTS = "rows.jsonl", "runs.jsonl", "results.json"
 KIND = "serve"
@@ -30,7 +30,7 @@ Point = tuple[Load, Strategy, int]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """output: the folder of rows. server: as the command line names it. data: what is asked, for the rows' keys.
+    """output: the folder of rows. server: as the command line names it. data: a title of what is asked.
     timeout, seconds: of one request; after which no load is begun. slo: seconds by "ttft", "tpot", "e2e"."""
 
     output: Path
@@ -66,10 +66,10 @@ class Study:
         settings.output.mkdir(parents=True, exist_ok=True)
         self.rows, self.runs = RowFile(settings.output / ROWS), RowFile(settings.output / RUNS)
         shared = [
-            *(settings.server, settings.data, settings.requests, settings.warm_up, settings.max_tokens),
+            *(settings.server, self.questions.fingerprint, settings.requests, settings.warm_up, settings.max_tokens),
             *(settings.ignore_eos, settings.temperature, settings.timeout),
         ]
-        self._digests = {one.name: digest([*shared, one.request(WIDTH)]) for one in self.strategies}
+        self._digests = {one.name: fingerprint([*shared, one.request(WIDTH)]) for one in self.strategies}
 
     def points(self) -> list[Point]:
         """Strategies in turn under each load, so that what drifts meets all of them."""
@@ -84,34 +84,47 @@ class Study:
         return [point for point in self.points() if not self.rows.has(self.keys(point))]
 
     async def run(self, endpoint: Endpoint) -> bool:
-        """Measures what is missing; False when the time was up before the end."""
+        """Measures what is missing; False when the time was up before the end.
+
+        Raises ValueError where the server has another model than the rows that are there.
+        """
         began = time.monotonic()
         todo = self.missing()
         if not todo:
             return True
+        others = {run["model"] for run in self._used(self._measured())} - {endpoint.model}
+        if others:
+            raise ValueError(f"--output: the rows there are of {min(others)}, this server has {endpoint.model}")
         run = {**provenance.facts(), **self._facts(endpoint.model, extended=endpoint.extended)}
         self.runs.append([run])
         for point in todo:
             if self.settings.seconds is not None and time.monotonic() - began > self.settings.seconds:
                 return False
-            found = await self._measure(point, endpoint)
-            self.rows.append([{**row, "run": run["key"]} for row in found])
+            found = await self._measure(point, endpoint, run["key"])
+            # Where a write was cut off, rows of another measurement of this load are there.
+            self.rows.replace([{**row, "run": run["key"]} for row in found])
         return True
 
-    async def _measure(self, point: Point, endpoint: Endpoint) -> list[Row]:
+    async def _measure(self, point: Point, endpoint: Endpoint, run: str) -> list[Row]:
         load, one, seed = point
         settings = self.settings
         total = len(self.points()) * settings.requests
         done = total - len(self.missing()) * settings.requests
         what = f"{one.name}, {load.name}"
+
+        async def answered(number: int) -> Answer:
+            text = marked(self.questions.number(seed, number), run, one.name, load.name, seed, number)
+            body = self._body(endpoint.model, one, seed, number, text)
+            return await streamed(endpoint.client, body, settings.timeout)
+
         for number in range(settings.warm_up):
-            await self._ask(endpoint, one, seed, -1 - number)
+            await answered(-1 - number)
         answers: dict[int, tuple[float, Answer]] = {}
         started = time.perf_counter()
 
         async def ask(number: int, due: float | None) -> None:
             scheduled = time.perf_counter() if due is None else due
-            answers[number] = (scheduled, await self._ask(endpoint, one, seed, number))
+            answers[number] = (scheduled, await answered(number))
             self.show(what, done + len(answers), total)
 
         if load.kind == "closed":
@@ -133,14 +146,11 @@ class Study:
             for number, (scheduled, answer) in sorted(answers.items())
         ]
 
-    async def _ask(self, endpoint: Endpoint, one: Strategy, seed: int, number: int) -> Answer:
-        return await streamed(endpoint.client, self._body(endpoint, one, seed, number), self.settings.timeout)
-
-    def _body(self, endpoint: Endpoint, one: Strategy, seed: int, number: int) -> Record:
+    def _body(self, model: str, one: Strategy, seed: int, number: int, text: str) -> Record:
         settings = self.settings
         return {
-            "model": endpoint.model,
-            "messages": [{"role": "user", "content": self.questions.number(seed, number)}],
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
             "max_tokens": settings.max_tokens,
             "temperature": settings.temperature,
             "seed": int.from_bytes(hashlib.sha256(f"{seed}|{number}".encode()).digest()[:8], "big") >> 1,
@@ -170,14 +180,22 @@ class Study:
             "strategies": {one.name: one.request(WIDTH) for one in self.strategies},
         }
 
+    def _measured(self) -> list[Row]:
+        """Rows of these settings."""
+        keys = {key for point in self.points() for key in self.keys(point)}
+        return [row for row in self.rows.rows if row["key"] in keys]
+
+    def _used(self, rows: Sequence[Row]) -> list[Row]:
+        """The runs that these rows were measured in."""
+        used = {row["run"] for row in rows}
+        return [run for run in self.runs.rows if run["key"] in used]
+
     def results(self) -> dict[str, Any] | None:
         """The numbers and what they were measured on; None before the first load. Written to results.json too."""
-        keys = {key for point in self.points() for key in self.keys(point)}
-        rows = [row for row in self.rows.rows if row["key"] in keys]
+        rows = self._measured()
         if not rows:
             return None
-        used = {row["run"] for row in rows}
-        runs = [run for run in self.runs.rows if run["key"] in used]
+        runs = self._used(rows)
         run = {
             **runs[-1],
             **self._facts(runs[-1]["model"], extended=runs[-1]["extended"]),
@@ -188,10 +206,6 @@ class Study:
         found = {"run": run, **summary.results(rows, dict(self.settings.slo))}
         (self.settings.output / RESULTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return found
-
-
-def digest(facts: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def timed(answer: Answer, scheduled: float, started: float) -> Row:

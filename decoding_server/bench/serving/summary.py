@@ -49,9 +49,11 @@ def of_point(rows: Sequence[Row], slo: Mapping[str, float]) -> Entry:
     }
     for name, found in values.items():
         entry[name] = {f"p{p}": round(percentile(found, p), DIGITS) for p in PERCENTS} if found else None
-    met = [row for row in good if meets(row, slo)]
-    entry["goodput"] = rate(len(met), seconds) if slo else None
-    entry["met"] = round(len(met) / len(rows), DIGITS) if slo else None
+    # A server that does not count its tokens leaves open how long one took.
+    judged = bool(slo) and not ("tpot" in slo and any(row["output_tokens"] is None for row in good))
+    met = sum(meets(row, slo) for row in good) if judged else 0
+    entry["goodput"] = rate(met, seconds) if judged else None
+    entry["met"] = round(met / len(rows), DIGITS) if judged else None
     return entry
 
 
@@ -61,8 +63,12 @@ def duration(rows: Sequence[Row]) -> float:
 
 
 def meets(row: Row, slo: Mapping[str, float]) -> bool:
-    """An answer of one token has no time per further token, and meets any limit of it."""
-    return all(row[name] is None or row[name] <= limit for name, limit in slo.items())
+    """An answer of one token has no time per further token, and meets any limit of it; one without text has no first
+    token, and meets none."""
+    seconds = {name: row[name] for name in slo}
+    if "tpot" in slo and row["output_tokens"] <= 1:
+        seconds["tpot"] = 0.0
+    return all(seconds[name] is not None and seconds[name] <= limit for name, limit in slo.items())
 
 
 def rate(count: int, seconds: float) -> float:

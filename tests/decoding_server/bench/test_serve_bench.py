@@ -4,28 +4,30 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from live_server import LiveServer
 from runtime_server import serve_runtime
-from scripted_answers import answering_runtime, records
+from scripted_answers import TOKENIZER, answering_runtime, records
 
 from decoding_server.bench import workload_file
 from decoding_server.bench.quality.contenders import strategies
+from decoding_server.bench.serving import documents, summary
 from decoding_server.bench.serving import flags as serving_flags
-from decoding_server.bench.serving import summary
 from decoding_server.bench.serving.client import Answer, streamed
 from decoding_server.bench.serving.loads import Load
-from decoding_server.bench.serving.requests import Questions
+from decoding_server.bench.serving.requests import Questions, marked
 from decoding_server.bench.serving.study import timed
 from decoding_server.cli import main
+from models.scripted import scripted_runtime
 
 
 def written(path: Path, found: Sequence[dict[str, Any]]) -> Path:
@@ -37,6 +39,14 @@ def command(folder: Path, url: str, *more: str) -> list[str]:
     dataset = written(folder / "sums.jsonl", records(5))
     shared = ("--dataset", str(dataset), "--max-tokens", "20", "--requests", "6", "--warm-up", "1")
     return ["bench", "serve", "--base-url", url, "--output", str(folder / "out"), *shared, *more]
+
+
+def slow(context: Sequence[int]) -> torch.Tensor:
+    """Writes `z` for ever."""
+    time.sleep(0.02)
+    logits = torch.full((TOKENIZER.vocab_size,), -30.0)
+    logits[ord("z")] = 30.0
+    return logits
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -69,7 +79,7 @@ def test_loads_and_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert 0 < row["ttft"] <= row["e2e"]
         assert row["sent"] >= row["scheduled"] >= 0
         assert len(row["gaps"]) == row["chunks"] - 1
-        assert row["prompt_tokens"] == 19
+        assert row["prompt_tokens"] == 19 + len("[123456789] ")
     greedy = [row for row in rows if row["strategy"] == "greedy"]
     assert {row["output_tokens"] for row in greedy} == {11}
     assert all(1 <= row["chunks"] <= 10 for row in greedy)  # the end of the sequence has no text
@@ -88,12 +98,11 @@ def test_loads_and_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "tokens returned per second" in (tmp_path / "out" / "latency.svg").read_text()
 
 
-def test_refusals_are_counted_by_kind(tmp_path: Path, serve: Callable[..., LiveServer]) -> None:
+def test_refusals_are_counted_by_kind(tmp_path: Path) -> None:
     """A model that writes slowly for ever, one sequence at a time and one that waits."""
-    server = serve({"max_num_seqs": 1, "max_waiting": 1})
-    slow = written(tmp_path / "slow.jsonl", [{"question": "~"}])
-    given = command(tmp_path, server.url, "--concurrency", "6", "--warm-up", "0", "--slo-e2e", "1000")
-    assert main([*given, "--dataset", str(slow)]) == 0
+    with serve_runtime(scripted_runtime(slow, TOKENIZER, max_num_seqs=1, max_waiting=1)) as server:
+        given = command(tmp_path, server.url, "--concurrency", "6", "--warm-up", "0", "--slo-e2e", "1000")
+        assert main(given) == 0
     (entry,) = table_of(tmp_path).values()
     assert entry["errors"]["refused"] > 0
     assert entry["answered"] + sum(entry["errors"].values()) == 6
@@ -103,11 +112,72 @@ def test_refusals_are_counted_by_kind(tmp_path: Path, serve: Callable[..., LiveS
     assert refused["ttft"] is None
 
 
-def test_a_request_that_takes_too_long_is_given_up(tmp_path: Path, serve: Callable[..., LiveServer]) -> None:
-    slow = written(tmp_path / "slow.jsonl", [{"question": "~"}])
-    given = command(tmp_path, serve().url, "--concurrency", "2", "--warm-up", "0", "--requests", "2")
-    assert main([*given, "--dataset", str(slow), "--max-tokens", "200", "--timeout", "0.3"]) == 0
+def test_a_request_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    with serve_runtime(scripted_runtime(slow, TOKENIZER)) as server:
+        given = command(tmp_path, server.url, "--concurrency", "2", "--warm-up", "0", "--requests", "2")
+        assert main([*given, "--max-tokens", "200", "--timeout", "0.3"]) == 0
     assert [row["error"] for row in rows_of(tmp_path)] == ["timeout"] * 2
+
+
+def test_no_prompt_is_cached(tmp_path: Path) -> None:
+    """The same strategy under two names and loads, then once more from the start: each computes all its tokens, but
+    for what any two prompts have in common, which is the first characters."""
+    with serve_runtime(answering_runtime()) as server:
+        twice = ("--strategy", "greedy", "--strategy", "again=greedy", "--concurrency", "1", "--concurrency", "2")
+        assert main(command(tmp_path, server.url, *twice)) == 0
+        first = rows_of(tmp_path)
+        (tmp_path / "out" / "rows.jsonl").unlink()
+        assert main(command(tmp_path, server.url, *twice)) == 0
+    for row in [*first, *rows_of(tmp_path)]:
+        whole = row["prompt_tokens"] + row["output_tokens"] - 1
+        assert whole - 6 <= row["target_tokens"] <= whole, row
+
+
+def test_a_load_whose_rows_are_cut_off_is_measured_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "rows.jsonl"
+    with serve_runtime(answering_runtime()) as server:
+        given = command(tmp_path, server.url, "--concurrency", "2")
+        assert main(given) == 0
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:3]) + lines[3][:40])
+        assert main(given) == 0
+        assert main(given) == 0
+    assert len({row["run"] for row in rows_of(tmp_path)[3:]}) == 1
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["rows"] == 6
+    assert found["run"]["key"] == rows_of(tmp_path)[-1]["run"] != json.loads(lines[0])["run"]
+    assert found["table"][0]["seconds"] == pytest.approx(
+        max(row["ended"] for row in rows_of(tmp_path)[3:]) - min(row["sent"] for row in rows_of(tmp_path)[3:]), abs=1e-4
+    )
+
+
+def test_other_questions_and_other_models_are_other_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve_runtime(answering_runtime()) as server:
+        given = command(tmp_path, server.url, "--concurrency", "2")
+        assert main(given) == 0
+        both = [{**record, "other": record["question"].replace("1", "2")} for record in records(5)]
+        written(tmp_path / "sums.jsonl", both)
+        assert main([*given, "--question-field", "other"]) == 0
+        assert len(rows_of(tmp_path)) == 12
+        runs = tmp_path / "out" / "runs.jsonl"
+        runs.write_text(runs.read_text().replace('"model": "scripted"', '"model": "another"'))
+        assert main([*given, "--concurrency", "3"]) == 2
+    assert "--output: the rows there are of another, this server has scripted" in capsys.readouterr().err
+
+
+def test_a_server_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded model in a process that ends with the benchmark."""
+    given = ["bench", "serve", "--output", str(tmp_path / "out"), "--requests", "3", "--warm-up", "0"]
+    given += ["--input-words", "8", "--max-tokens", "4", "--ignore-eos", "--concurrency", "2"]
+    assert main([*given, "--kv-cache-memory", "lots"]) == 1
+    assert "the server did not become ready" in capsys.readouterr().out
+    assert main([*given, "--max-model-len", "256"]) == 0
+    assert [row["output_tokens"] for row in rows_of(tmp_path)] == [4, 4, 4]
+    assert "exactly 4 tokens an answer" in capsys.readouterr().out
+    url = next(word for word in (tmp_path / "out" / "server.log").read_text().split() if word.startswith("http://"))
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url.rstrip(',')}/health")
+    assert main([*given, "--max-model-len", "256"]) == 0  # nothing is missing: no server is needed
 
 
 def test_a_time_limit_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +205,8 @@ def test_a_workload_file_gives_the_flags(tmp_path: Path) -> None:
         (["--concurrency", "2", "--strategy", "nothing"], 2, "no preset"),
         (["--concurrency", "2", "--temperature", "9"], 2, "--temperature"),
         (["--concurrency", "2", "--question-field", "q"], 2, "no field 'q'"),
+        (["--concurrency", "2", "--dtype", "float32"], 2, "--dtype is of a server of its own"),
+        (["--concurrency", "2", "--model", "x"], 2, "--model and --base-url exclude each other"),
         (["--concurrency", "2"], 1, "does not answer"),
         (["--concurrency", "2", "--dataset", "missing"], 1, "No such file"),
     ],
@@ -170,6 +242,13 @@ def test_questions_are_the_same_for_everybody() -> None:
     given = Questions(["a", "b", "c"], 0)
     assert {given.number(1, i) for i in range(3)} == {"a", "b", "c"}
     assert {given.number(1, i) for i in range(3, 6)} == {"a", "b", "c"}
+
+
+def test_marks_are_equally_long_and_differ() -> None:
+    texts = [marked("text", "run", "greedy", i) for i in range(500)]
+    assert len(set(texts)) == 500
+    assert {len(text) for text in texts} == {len("[123456789] text")}
+    assert texts[7] == marked("text", "run", "greedy", 7)
 
 
 # -- one stream --------------------------------------------------------------------------------------------------------
@@ -213,6 +292,13 @@ def test_a_whole_stream() -> None:
     assert row["tpot"] == pytest.approx(answer.texts[1] - answer.texts[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_is_text(name: str) -> None:
+    thought = event("hm").replace('"content"', f'"{name}"').replace('{"choices"', '{"error": null, "choices"')
+    answer = answered(thought + event("a") + event(None, "tool_calls") + USAGE + DONE)
+    assert (answer.error, len(answer.texts)) == (None, 2)
+
+
 @pytest.mark.parametrize(
     ("reply", "status", "length", "error"),
     [
@@ -220,6 +306,8 @@ def test_a_whole_stream() -> None:
         (event("a") + event(None, "stop"), "200 OK", None, "incomplete"),
         (event("a") + DONE, "200 OK", None, "incomplete"),
         (event("a") + 'data: {"error": {"message": "no"}}\n\n' + DONE, "200 OK", None, "stream error"),
+        (event("a") + event(None, "abort") + DONE, "200 OK", None, "finish abort"),
+        (event("a") + event(None, "error") + DONE, "200 OK", None, "finish error"),
         ("data: {nothing\n\n" + DONE, "200 OK", None, "stream error"),
         ("data: [1]\n\n" + DONE, "200 OK", None, "stream error"),
         ('{"error": {}}', "429 Too Many Requests", None, "refused"),
@@ -268,8 +356,24 @@ def test_numbers_of_known_rows() -> None:
     assert entry["client_lag"] == 0.25
     (entry,) = summary.results([row(0, output_tokens=None)], {})["table"]
     assert (entry["output_tokens_per_second"], entry["goodput"]) == (None, None)
+    (entry,) = summary.results([row(0, output_tokens=None, tpot=None)], {"tpot": 1.0})["table"]
+    assert (entry["goodput"], entry["met"]) == (None, None)  # its server does not count
+    (entry,) = summary.results([row(0, ttft=None, gaps=[]), row(1, output_tokens=1, tpot=None)], {"ttft": 9.0})["table"]
+    assert entry["met"] == 0.5  # the first had no text
+    (entry,) = summary.results([row(0, tpot=None, gaps=[]), row(1, output_tokens=1, tpot=None)], {"tpot": 9.0})["table"]
+    assert entry["met"] == 0.5  # there was nothing to wait for in the second
     twice = [row(0), {**row(0), "seed": 2}]
     assert summary.results(twice, {})["table"][0]["output_tokens_per_second"] == pytest.approx(20 / 1.5, abs=1e-4)
+
+
+def test_what_is_said_of_lengths_is_what_came() -> None:
+    facts = {
+        **dict.fromkeys(("label", "model", "data", "date"), "x"), "requests": 1, "warm_up": 0, "max_tokens": 10,
+        "ignore_eos": True, "temperature": 0.0, "seeds": [1], "slo": {}, "missing": 0, "commits": ["c"],
+        "machine": {"processor": "p", "cores": 2},
+    }  # fmt: skip
+    for tokens, words in ((10, "exactly 10 tokens"), (9, "at most 10 tokens")):
+        assert words in documents.facts({"run": facts, **summary.results([row(0, output_tokens=tokens)], {})})
 
 
 def test_the_published_workloads_are_valid(tmp_path: Path) -> None:
