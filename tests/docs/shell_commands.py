@@ -12,6 +12,13 @@ from typing import Any
 from unittest.mock import patch
 
 from decoding_server import cli
+from decoding_server.bench import workload_file
+from decoding_server.bench.code import contenders as code_contenders
+from decoding_server.bench.code import flags as code_flags
+from decoding_server.bench.quality import contenders as quality_contenders
+from decoding_server.bench.quality import flags as quality_flags
+from decoding_server.bench.reporting import flags as reporting_flags
+from decoding_server.bench.serving import flags as serving_flags
 from decoding_server.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -94,11 +101,30 @@ def parsed(program: Any, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check_server_flags(arguments: Sequence[str]) -> None:
-    """By the command line's parser; the settings of `serve` by the configuration as well."""
+    """By the command line's parser; the settings of `serve` by the configuration as well, and what a benchmark is told
+    as far as that goes without its data and its model: the workload file, flags together, strategies."""
     flags = parsed(lambda: cli.main(list(arguments)), ["decoding-server", *arguments])
     given: Mapping[str, Any] = {name: value for name, value in vars(flags).items() if name != "command"}
     if flags.command == "serve":
         load_config(given, {})
+    if flags.command == "bench":
+        check_bench(flags)
+
+
+def check_bench(flags: argparse.Namespace) -> None:
+    """Raises ValueError."""
+    if flags.bench == "report":
+        reporting_flags.complete(flags)
+        return
+    module = {"code": code_flags, "quality": quality_flags, "serve": serving_flags}[flags.bench]
+    if "workload" in flags:
+        flags.workload = ROOT / flags.workload
+    flags = module.complete(workload_file.merged(flags, module.add_flags, module.DEFAULTS))
+    if flags.bench == "code":
+        for text in flags.strategy or ():
+            code_contenders.parsed(text)
+    else:
+        quality_contenders.strategies(flags.strategy or ("greedy",))
 
 
 def check_install(arguments: Sequence[str]) -> None:
