@@ -87,6 +87,8 @@ def facts(results: Results) -> str:
     unfinished = f" {run['missing']} cells are missing." if run["missing"] else ""
     errors = sum(entry["errors"] for entry in results["table"])
     too_long = f" {errors} did not fit the context and count as wrong." if errors else ""
+    timeouts = sum(entry["grading_timeouts"] for entry in results["table"])
+    unjudged = f" {timeouts} took too long to compare and count as wrong." if timeouts else ""
     known_cost = "" if run["extended"] else " The server reports neither FLOP nor computed tokens: they are unknown."
     return (
         f"{run['model']}, {results['compared_tasks']} tasks of {run['dataset']} that every strategy answered under "
@@ -96,7 +98,7 @@ def facts(results: Results) -> str:
         f"computed; every answer pays for its whole prompt. Accuracy: Wilson interval; differences to {base} in points "
         "under the same budget, paired bootstrap over tasks; costs are means per task; seconds are of answers that "
         "shared the machine. “Not told apart”: under this budget, the paired interval to the best holds zero."
-        f"{known_cost}{unfinished}{too_long} Commit {', '.join(run['commits'])}, {run['date']}; "
+        f"{known_cost}{unfinished}{too_long}{unjudged} Commit {', '.join(run['commits'])}, {run['date']}; "
         f"{run['machine']['processor']}, {run['machine']['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         + f"; {results['rows']} rows."

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from decoding_server.bench.answer_grading import TIMEOUT
 from decoding_server.bench.intervals import paired_difference, wilson
 from decoding_server.bench.rows import Row
 from strategies.search.compute_frontier import FrontierPoint, best_at_budget, pareto_frontier
@@ -75,6 +76,7 @@ def of_cell(name: str, budget: float | None, rows: Sequence[Row], scores: Scores
         "budget_ended": mean(float(row["budget_ended"]) for row in rows),
         "no_answer": mean(float(row["answer"] is None) for row in rows),
         "errors": sum("error" in row for row in rows),
+        "grading_timeouts": sum(row.get("grading") == TIMEOUT for row in rows),
         "finish_reasons": counted(str(row.get("finish_reason")) for row in rows),
         "width": {name: mean(float(width[name]) for width in widths) for name in widths[0]} if widths else {},
     }
