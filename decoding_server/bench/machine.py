@@ -37,22 +37,22 @@ def usable_cores() -> int:
 
 
 def commit() -> str:
-    """The commit of the source tree, with `+changes` when it has uncommitted ones; "unknown" outside a repository."""
-    folder = Path(__file__).resolve().parent
+    """The commit of the source tree, with `+changes` when it has uncommitted ones; "unknown" outside a repository, and
+    where the package lies in somebody else's, as in the virtual environment of another project."""
+    here = Path(__file__).resolve()
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        git(here.parent, "ls-files", "--error-unmatch", here.name)
+        head = git(here.parent, "rev-parse", "--short=12", "HEAD")
+        changes = git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changes else "")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What the command prints. Raises OSError without git, CalledProcessError."""
+    found = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
 
 
 def describe() -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 from decoding_server import __version__
 from decoding_server.bench import machine
 
-PACKAGES = ("torch", "transformers", "tokenizers")
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "math-verify")
 
 
 def facts() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that compute, as far as they are installed."""
+    """Of the packages that compute or judge, as far as they are installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
+from decoding_server.bench.answer_grading import GradingFailed
 from decoding_server.bench.progress import Show
 from strategies.errors import QueueFull, RequestFailed
 from strategies.sandbox.outcome import SandboxUnavailable
@@ -56,7 +57,7 @@ class Workers:
             return
         try:
             found = await measure()
-        except (QueueFull, RequestFailed, SandboxUnavailable) as error:
+        except (QueueFull, RequestFailed, SandboxUnavailable, GradingFailed) as error:
             self._in_a_row += 1
             self.failed.append(f"{what}: {error}")
             if self._in_a_row == FAILURES:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+STRATEGIES = "strategies"
 EXCLUSIVE = (("model", "base_url"),)
 """Of these, what the command line gives takes the place of the file's other one."""
 
@@ -23,6 +24,24 @@ class WorkloadError(ValueError):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise WorkloadError(message)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a flag; a name without its dashes."""
+        return f"--{name}" in self._option_string_actions
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: YAML's own loader keeps the last value and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 def merged(
@@ -44,7 +63,7 @@ def merged(
 def read(path: Path, add_flags: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
     """The file's values by the names of the flags, checked as the command line's are. Raises WorkloadError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise WorkloadError(f"--workload {path}: {reason}") from None
@@ -55,19 +74,35 @@ def read(path: Path, add_flags: Callable[[argparse.ArgumentParser], None]) -> di
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_flags(parser)
     try:
+        check_names(content, parser)
         return vars(parser.parse_args(arguments(content)))
     except WorkloadError as error:
         raise WorkloadError(f"--workload {path}: {error}") from None
 
 
-def arguments(content: Mapping[str, Any]) -> list[str]:
+def check_names(content: Mapping[Any, Any], parser: _Parser) -> None:
+    """Before the values: one that says nothing (null, false, an empty list) never meets the parser. Raises
+    WorkloadError."""
+    names = [flag_of(key) for key in content]
+    for key, name in zip(content, names, strict=True):
+        if name == "workload":
+            raise WorkloadError("a workload can't name another")
+        if name != STRATEGIES and not parser.has(name):
+            raise WorkloadError(f"{key}: there is no flag --{name}")
+        if names.count(name) > 1:
+            raise WorkloadError(f"{key}: is given twice")
+
+
+def flag_of(key: Any) -> str:
+    return str(key).replace("_", "-")
+
+
+def arguments(content: Mapping[Any, Any]) -> list[str]:
     """The file as a command line. Raises WorkloadError."""
     line: list[str] = []
     for key, value in content.items():
-        name = str(key).replace("_", "-")
-        if name == "workload":
-            raise WorkloadError("a workload can't name another")
-        if name == "strategies":
+        name = flag_of(key)
+        if name == STRATEGIES:
             for text in strategies(value):
                 line += ["--strategy", text]
             continue

@@ -135,13 +135,15 @@ def facts(run: Results, entries: Sequence[Results]) -> str:
     errors = sum(entry["errors"] for entry in entries)
     too_long = f" {errors} did not fit the context and count as failed." if errors else ""
     seeds = ", ".join(map(str, run["seeds"]))
+    # With several seeds, a run that was cut off has some tasks with fewer of them.
+    pairs = f" ({entries[0]['rows']} pairs of task and seed)" if len(run["seeds"]) > 1 else ""
     return (
-        f"{run['model']}, {run['tasks']} of {run['of']} tasks that every strategy was measured on, seeds {seeds}, "
-        f"k = {run['k']}, at most {run['max_tokens']} tokens a program, {run['concurrency']} searches at once. Visible "
-        f"tests: {shown}. pass@1: the submitted program passes the hidden tests (Wilson interval); difference to "
-        f"{base} in points (paired bootstrap over tasks); any of j: one of the first j evaluated programs is "
-        "right, in per cent; by N: one that was run before N tokens were generated; precision and recall: of "
-        "“passes all visible tests” for “is right”, submitted programs. Tokens, FLOP and seconds are means per "
+        f"{run['model']}, {run['tasks']} of {run['of']} tasks{pairs} that every strategy was measured on, "
+        f"seeds {seeds}, k = {run['k']}, at most {run['max_tokens']} tokens a program, {run['concurrency']} searches "
+        f"at once. Visible tests: {shown}. pass@1: the submitted program passes the hidden tests (Wilson interval); "
+        f"difference to {base} in points (paired bootstrap over tasks); any of j: one of the first j evaluated "
+        "programs is right, in per cent; by N: one that was run before N tokens were generated; precision and recall: "
+        "of “passes all visible tests” for “is right”, submitted programs. Tokens, FLOP and seconds are means per "
         "task; the searches shared the machine, so "
         "seconds are not those of one alone. Distances between the programs of a task, 0 to 1."
         f"{unfinished}{too_long} Commit {run['commit']}, {run['date']}; {run['machine']['processor']}, "

@@ -40,13 +40,13 @@ def table(rows: Iterable[Row], names: Sequence[str], k: int) -> list[Entry]:
 
 
 def compared(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
-    """Those of tasks that every strategy was measured on with every seed, so that all means are over the same ones."""
+    """Those of (task, seed) pairs that every strategy was measured on, so that all means are over the same ones. A
+    further seed that has only begun adds what it has, and takes nothing away."""
     rows = list(rows)
-    wanted = {(name, row["seed"]) for name in names for row in rows}
-    done: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    done: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in rows:
-        done[row["task"]].add((row["strategy"], row["seed"]))
-    return [row for row in rows if done[row["task"]] == wanted]
+        done[row["task"], row["seed"]].add(row["strategy"])
+    return [row for row in rows if done[row["task"], row["seed"]] == set(names)]
 
 
 def of_strategy(name: str, rows: Sequence[Row], k: int) -> tuple[Entry, dict[str, float]]:

@@ -87,16 +87,21 @@ def facts(results: Results) -> str:
     unfinished = f" {run['missing']} cells are missing." if run["missing"] else ""
     errors = sum(entry["errors"] for entry in results["table"])
     too_long = f" {errors} did not fit the context and count as wrong." if errors else ""
+    # With several seeds, a run that was cut off has some tasks with fewer of them.
+    answers = results["table"][0]["rows"]
+    pairs = f" ({answers} pairs of task and seed)" if len(run["seeds"]) > 1 else ""
+    timeouts = sum(entry["grading_timeouts"] for entry in results["table"])
+    unjudged = f" {timeouts} took too long to compare and count as wrong." if timeouts else ""
     known_cost = "" if run["extended"] else " The server reports neither FLOP nor computed tokens: they are unknown."
     return (
-        f"{run['model']}, {results['compared_tasks']} tasks of {run['dataset']} that every strategy answered under "
-        f"every budget, graded as {run['grader']}; seeds {', '.join(map(str, run['seeds']))}; at most "
+        f"{run['model']}, {results['compared_tasks']} tasks of {run['dataset']}{pairs} that every strategy answered "
+        f"under every budget, graded as {run['grader']}; seeds {', '.join(map(str, run['seeds']))}; at most "
         f"{run['max_tokens']} tokens an answer, temperature {run['temperature']:g} where a strategy says none, "
         f"{run['concurrency']} answers at once. Budgets in {UNITS[run['unit']]}, the prompt included where it is "
         f"computed; every answer pays for its whole prompt. Accuracy: Wilson interval; differences to {base} in points "
         "under the same budget, paired bootstrap over tasks; costs are means per task; seconds are of answers that "
         "shared the machine. “Not told apart”: under this budget, the paired interval to the best holds zero."
-        f"{known_cost}{unfinished}{too_long} Commit {', '.join(run['commits'])}, {run['date']}; "
+        f"{known_cost}{unfinished}{too_long}{unjudged} Commit {', '.join(run['commits'])}, {run['date']}; "
         f"{run['machine']['processor']}, {run['machine']['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         + f"; {results['rows']} rows."
@@ -121,6 +126,7 @@ def plot(results: Results) -> Figure:
     cost = results["frontier_cost"]
     names = list(dict.fromkeys(entry["strategy"] for entry in table))
     budgets = list(dict.fromkeys(entry["budget"] for entry in table))
+    costs = [] if cost is None else [entry[cost] for entry in table if entry[cost] is not None]
     unit = 1e9 if cost == "flops" else 1.0
     for i, name in enumerate(names):
         mine = [entry for entry in table if entry["strategy"] == name]
@@ -132,7 +138,9 @@ def plot(results: Results) -> Figure:
             "linewidth": 1,
         }
         if cost is not None:
-            by_cost.plot([e[cost] / unit for e in mine], [100 * (1 - e["accuracy"]) for e in mine], label=name, **style)
+            known_mine = [entry for entry in mine if entry[cost] is not None]
+            errors = [100 * (1 - entry["accuracy"]) for entry in known_mine]
+            by_cost.plot([entry[cost] / unit for entry in known_mine], errors, label=name, **style)
         places = [budgets.index(entry["budget"]) + (i - (len(names) - 1) / 2) * 0.6 / len(names) for entry in mine]
         shares = [100 * entry["accuracy"] for entry in mine]
         bars = [
@@ -143,11 +151,11 @@ def plot(results: Results) -> Figure:
     if cost is not None:
         points = results["frontier"]
         x, y = [point[cost] / unit for point in points], [100 * point["error"] for point in points]
-        x = [*x, max(entry[cost] for entry in table) / unit]
+        x = [*x, max(costs) / unit]
         by_cost.plot(x, [*y, y[-1]], color="#999999", drawstyle="steps-post", linewidth=3, alpha=0.5, zorder=0)
-    if cost is not None and all(entry[cost] > 0 for entry in table):
+    if costs and min(costs) > 0:
         by_cost.set_xscale("log")
-        ticks = round_numbers(min(e[cost] for e in table) / unit, max(e[cost] for e in table) / unit)
+        ticks = round_numbers(min(costs) / unit, max(costs) / unit)
         by_cost.set_xticks(ticks, labels=[f"{tick:,g}" for tick in ticks])
         by_cost.xaxis.set_minor_locator(NullLocator())
     by_cost.set_ylabel("error, %")

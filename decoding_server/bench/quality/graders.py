@@ -20,16 +20,18 @@ _SPACE = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """answer: what was judged, as found in the reply; None where there was none. outcome: of programs, why."""
+    """answer: what was judged, as found in the reply; None where there was none. outcome: of programs, why. timed_out:
+    it took too long to compare, and counts as wrong."""
 
     correct: bool
     answer: str | None
     outcome: str = ""
+    timed_out: bool = False
 
 
 class Grader(Protocol):
     async def grade(self, task: Task, reply: str, *, cut: bool) -> Graded:
-        """cut: whether the reply is not complete."""
+        """cut: whether the reply is not complete. Raises GradingFailed, SandboxUnavailable: nobody can judge."""
         ...
 
     def close(self) -> None: ...
@@ -90,8 +92,8 @@ class MathGrader:
 
     async def grade(self, task: Task, reply: str, *, cut: bool) -> Graded:
         async with self._one:
-            right = await asyncio.to_thread(self._grader.right, task.gold, reply)
-        return Graded(right, extract(reply).raw)
+            judged = await asyncio.to_thread(self._grader.judged, task.gold, reply)
+        return Graded(judged.right, extract(reply).raw, timed_out=judged.timed_out)
 
     def close(self) -> None:
         self._grader.close()

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from decoding_server.bench.answer_grading import TIMEOUT
 from decoding_server.bench.code.contenders import Contender, VisibleTests
 from decoding_server.bench.endpoint import Endpoint, Record, persistent
 from decoding_server.bench.quality.contenders import Strategy
@@ -98,7 +99,8 @@ async def measure(
 ) -> Row:
     """A task that does not fit the model's context counts as not solved, and the row says `error`.
 
-    Raises DecodingError: InvalidRequest and Unusable where this strategy can't be asked like this.
+    Raises SandboxUnavailable and DecodingError: InvalidRequest and Unusable where this strategy can't be asked like
+    this, GradingFailed.
     """
     request = body(asking, endpoint, strategy, task, budget, key=key, seed=seed, prompt_tokens=prompt_tokens)
     row: Row = {"key": key, "strategy": strategy.name, "task": task.name, "budget": budget}
@@ -118,6 +120,7 @@ async def measure(
         "correct": graded.correct,
         "answer": graded.answer,
         **({"outcome": graded.outcome} if graded.outcome else {}),
+        **({"grading": TIMEOUT} if graded.timed_out else {}),
         "finish_reason": reason,
         **facts,
         "seconds": round(reply["seconds"], 3),

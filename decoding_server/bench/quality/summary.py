@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from decoding_server.bench.answer_grading import TIMEOUT
 from decoding_server.bench.intervals import paired_difference, wilson
 from decoding_server.bench.rows import Row
 from strategies.search.compute_frontier import FrontierPoint, best_at_budget, pareto_frontier
@@ -13,7 +14,8 @@ from strategies.search.compute_frontier import FrontierPoint, best_at_budget, pa
 DIGITS = 4
 COSTS = ("forward_tokens", "output_tokens", "flops", "seconds")
 FRONTIER_COSTS = ("flops", "forward_tokens", "output_tokens", "seconds")
-"""What the frontier is drawn against: the first of these that every row knows."""
+"""What the frontier is drawn against: the first of these that every answer knows. A strategy none of whose requests
+fits the context has no cost, and no place on it."""
 
 Entry = dict[str, Any]
 Cell = tuple[str, float | None]
@@ -39,26 +41,28 @@ def results(rows: Sequence[Row], names: Sequence[str]) -> Entry:
             None if name == names[0] or base is None else rounded(paired_difference(scores[name, budget], base))
         )
         table.append(entry)
-    cost = next((cost for cost in FRONTIER_COSTS if all(entry[cost] is not None for entry in table)), None)
+    answered = [entry for entry in table if entry["errors"] < entry["rows"]]
+    cost = next((cost for cost in FRONTIER_COSTS if all(entry[cost] is not None for entry in answered)), None)
+    cost = cost if answered else None
     return {
-        "rows": len(rows),
+        "rows": len(shared),
         "compared_tasks": len({row["task"] for row in shared}),
         "table": table,
         "pairs": pairs(scores),
         "frontier_cost": cost,
-        "frontier": [] if cost is None else frontier(table, cost),
-        "optimal": [] if cost is None else optimal(table, scores, cost),
+        "frontier": [] if cost is None else frontier(answered, cost),
+        "optimal": [] if cost is None else optimal(answered, scores, cost),
     }
 
 
 def compared(rows: Sequence[Row]) -> list[Row]:
-    """Those of tasks that every strategy has answered under every budget with every seed, so that all means are over
-    the same ones."""
-    wanted = {(row["strategy"], row["budget"], row["seed"]) for row in rows}
-    done: dict[str, set[tuple[str, float | None, int]]] = defaultdict(set)
+    """Those of (task, seed) pairs that every strategy has answered under every budget, so that all means are over the
+    same ones. A further seed that has only begun adds what it has, and takes nothing away."""
+    wanted = {(row["strategy"], row["budget"]) for row in rows}
+    done: dict[tuple[str, int], set[Cell]] = defaultdict(set)
     for row in rows:
-        done[row["task"]].add((row["strategy"], row["budget"], row["seed"]))
-    return [row for row in rows if done[row["task"]] == wanted]
+        done[row["task"], row["seed"]].add((row["strategy"], row["budget"]))
+    return [row for row in rows if done[row["task"], row["seed"]] == wanted]
 
 
 def of_cell(name: str, budget: float | None, rows: Sequence[Row], scores: Scores) -> Entry:
@@ -75,14 +79,17 @@ def of_cell(name: str, budget: float | None, rows: Sequence[Row], scores: Scores
         "budget_ended": mean(float(row["budget_ended"]) for row in rows),
         "no_answer": mean(float(row["answer"] is None) for row in rows),
         "errors": sum("error" in row for row in rows),
+        "grading_timeouts": sum(row.get("grading") == TIMEOUT for row in rows),
         "finish_reasons": counted(str(row.get("finish_reason")) for row in rows),
         "width": {name: mean(float(width[name]) for width in widths) for name in widths[0]} if widths else {},
     }
 
 
 def cost_of(rows: Sequence[Row], cost: str) -> float | None:
-    """The mean over tasks; None where a server did not report it."""
-    if any(row.get(cost) is None for row in rows if "error" not in row):
+    """The mean over tasks, in which what did not fit the context cost nothing; None where a server did not report it,
+    or nothing did fit."""
+    answered = [row for row in rows if "error" not in row]
+    if not answered or any(row.get(cost) is None for row in answered):
         return None
     return mean(per_task([{**row, cost: row.get(cost, 0)} for row in rows], cost).values())
 

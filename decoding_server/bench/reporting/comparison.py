@@ -1,13 +1,16 @@
 """Two runs of one kind beside each other: what both measured, and how they differ."""
 
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decoding_server.bench.intervals import paired_difference
 from decoding_server.bench.quality.documents import amount
-from decoding_server.bench.quality.summary import per_task
+from decoding_server.bench.quality.summary import cost_of, per_task
 from decoding_server.bench.reporting.blocks import Block, Grid, Heading, Paragraph
 from decoding_server.bench.reporting.folder import ReportError, Run
+from decoding_server.bench.rows import Row
 from decoding_server.bench.tables import Table, known
 
 Entry = Mapping[str, Any]
@@ -36,38 +39,41 @@ def compared(first: Run, second: Run) -> list[Block]:
 
 
 def quality(first: Run, second: Run) -> Table:
-    """Accuracies over the tasks that both have answered, and the paired interval of their difference."""
-    ours, theirs = by_cell(first), by_cell(second)
-    lines = []
-    for cell, scores in ours.items():
-        difference = paired_difference(theirs[cell], scores) if cell in theirs else None
-        if difference is None:
-            continue
-        strategy, budget = cell
-        common = scores.keys() & theirs[cell].keys()
-        one, other = entry_of(first, cell, "budget"), entry_of(second, cell, "budget")
-        lines.append(
-            [
-                strategy,
-                amount(budget),
-                str(len(common)),
-                f"{100 * mean(scores, common):.1f} %",
-                f"{100 * mean(theirs[cell], common):.1f} %",
-                "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in difference)),
-                *(ratio(one.get(name), other.get(name)) for name in ("forward_tokens", "flops", "seconds")),
-            ]
-        )
+    """Over the tasks that both have answered: accuracies, the paired interval of their difference, ratios of costs."""
+    one, other = by_cell(first), by_cell(second)
+    lines = [
+        [strategy, amount(budget), *line]
+        for (strategy, budget), rows in one.items()
+        if (line := paired(rows, other.get((strategy, budget), ()), "correct", ("forward_tokens", "flops", "seconds")))
+    ]
     header = ["strategy", "budget", "tasks", "first", "second", "difference (95 %)"]
     return Table([*header, "forward tokens ratio", "FLOP ratio", "seconds ratio"], lines)
 
 
-def by_cell(run: Run) -> dict[Cell, dict[str, float]]:
-    """Of a quality run: by strategy and budget, by task, the share that was right."""
-    cells = dict.fromkeys((row["strategy"], row["budget"]) for row in run.rows)
-    return {
-        cell: per_task([row for row in run.rows if (row["strategy"], row["budget"]) == cell], "correct")
-        for cell in cells
-    }
+def by_cell(run: Run) -> dict[Cell, list[Row]]:
+    """Of a quality run: its rows by strategy and budget."""
+    cells: dict[Cell, list[Row]] = defaultdict(list)
+    for row in run.rows:
+        cells[row["strategy"], row["budget"]].append(row)
+    return cells
+
+
+def paired(first: Sequence[Row], second: Sequence[Row], right: str, costs: Sequence[str]) -> list[str]:
+    """Two runs of one cell, over their common tasks only; [] where there are none. right: the field that says whether a
+    row is."""
+    common = {row["task"] for row in first} & {row["task"] for row in second}
+    if not common:
+        return []
+    rows = [[row for row in run if row["task"] in common] for run in (first, second)]
+    scores = [per_task(found, right) for found in rows]
+    difference = paired_difference(scores[1], scores[0])
+    assert difference is not None, "there are common tasks"
+    return [
+        str(len(common)),
+        *(f"{100 * statistics.fmean(found.values()):.1f} %" for found in scores),
+        "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in difference)),
+        *(ratio(*(cost_of(found, cost) for found in rows)) for cost in costs),
+    ]
 
 
 def entry_of(run: Run, cell: Cell, second: str) -> Entry:
@@ -93,31 +99,16 @@ def serve(first: Run, second: Run) -> Table:
 
 
 def code(first: Run, second: Run) -> Table:
+    """As `quality`; without budgets."""
+    costs = ("target_tokens", "flops", "seconds")
     lines = []
     for entry in first.numbers["table"]:
         name = entry["strategy"]
-        rows = [[row for row in run.rows if row["strategy"] == name] for run in (first, second)]
-        scores = [per_task(found, "passed") for found in rows]
-        difference = paired_difference(scores[1], scores[0])
-        if difference is None:
-            continue
-        common = scores[0].keys() & scores[1].keys()
-        other = next(e for e in second.numbers["table"] if e["strategy"] == name)
-        lines.append(
-            [
-                name,
-                str(len(common)),
-                *(f"{100 * mean(one, common):.1f} %" for one in scores),
-                "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in difference)),
-                *(ratio(entry[cost], other[cost]) for cost in ("target_tokens", "flops", "seconds")),
-            ]
-        )
+        one, other = ([row for row in run.rows if row["strategy"] == name] for run in (first, second))
+        if line := paired(one, other, "passed", costs):
+            lines.append([name, *line])
     header = ["strategy", "tasks", "first", "second", "difference (95 %)"]
     return Table([*header, "computed tokens ratio", "FLOP ratio", "seconds ratio"], lines)
-
-
-def mean(scores: Mapping[str, float], tasks: Sequence[str] | set[str]) -> float:
-    return sum(scores[task] for task in tasks) / len(tasks)
 
 
 def pair(first: float | None, second: float | None, how: str, unit: float = 1) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from decoding_server.bench import progress
+from decoding_server.bench.answer_grading import GradingFailed
 from decoding_server.openmp import configure_openmp
 from strategies.errors import ModelLoadError
 
@@ -70,7 +71,7 @@ def main(given: Sequence[str] | None = None) -> int:
         try:
             study = Study(settings, lambda runtime: loaded(runtime, arguments.value_head), show)
             code = 0 if study.run() else 3
-        except (ModelLoadError, OSError, ValueError) as error:
+        except (ModelLoadError, GradingFailed, OSError, ValueError) as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False)
             return 1
         except KeyboardInterrupt:

@@ -130,9 +130,16 @@ def test_the_table_compares_with_the_first_strategy() -> None:
 def test_only_tasks_that_every_strategy_finished_are_compared() -> None:
     done = [row(task, [], strategy=name, seed=seed) for task in "ab" for name in "st" for seed in (1, 2)]
     begun = [row("c", [], strategy="s", seed=1), row("c", [], strategy="s", seed=2), row("c", [], strategy="t", seed=1)]
-    assert summary.compared([*done, *begun], ["s", "t"]) == done
-    assert summary.compared(begun, ["s", "t"]) == []
+    # Of the task that one strategy has not finished, the seed counts that both have.
+    assert summary.compared([*done, *begun], ["s", "t"]) == [*done, begun[0], begun[2]]
+    assert summary.compared(begun[:2], ["s", "t"]) == []
     assert summary.compared([row("a", [], strategy="s", seed=1)], ["s", "t"]) == []
+
+
+def test_a_seed_that_has_begun_takes_nothing_away() -> None:
+    done = [row(task, [], strategy=name, seed=1) for task in "ab" for name in "st"]
+    begun = [row("a", [], strategy="s", seed=2)]
+    assert summary.compared([*done, *begun], ["s", "t"]) == done
 
 
 def plain_edit_distance(a: str, b: str) -> int:

@@ -319,6 +319,13 @@ def test_a_workload_file_gives_the_flags(tmp_path: Path) -> None:
         ("strategies: 3", "strategies"),
         ("prompt: {a: b}", "prompt"),
         ("workload: other.yaml", "can't name another"),
+        ("workload: null", "can't name another"),
+        ("answer-cst: null", "no flag --answer-cst"),
+        ("answer-cst: false", "no flag --answer-cst"),
+        ("answer-cst: []", "no flag --answer-cst"),
+        ("budget: 100\nbudget: 200", "'budget' stands twice"),
+        ("answer-cost: 100\nanswer_cost: 200", "given twice"),
+        ("strategies: {greedy: null, greedy: {temperature: 1}}", "'greedy' stands twice"),
     ],
 )
 def test_wrong_workload_files(tmp_path: Path, text: str, words: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from decoding_server.bench.dataset import DatasetError, read_dataset, title
 from decoding_server.bench.intervals import paired_difference
-from decoding_server.bench.quality import summary
+from decoding_server.bench.quality import documents, summary
 from decoding_server.bench.quality.contenders import PRESETS, Scale, check, parsed, strategy
 from decoding_server.bench.quality.graders import MathGrader, TextGrader, check_golds, grade_text
 from decoding_server.bench.quality.measuring import Asking
@@ -231,7 +231,7 @@ def test_results_of_known_rows() -> None:
 
 def test_only_tasks_that_all_have_answered_are_compared() -> None:
     found = summary.results([*ROWS, row("greedy", 100, "extra", True, 1e9)], ["greedy", "vote", "waste"])
-    assert found["compared_tasks"] == 16
+    assert (found["compared_tasks"], found["rows"]) == (16, len(ROWS))
     assert found["table"][0]["accuracy"] == 0.25
     assert summary.results(ROWS[:3], ["greedy", "vote"])["table"][0]["tasks"] == 3
 
@@ -240,6 +240,39 @@ def test_seeds_are_averaged_within_a_task() -> None:
     rows = [row("a", 1, "t", True, 1.0), {**row("a", 1, "t", False, 3.0), "seed": 2}]
     (entry,) = summary.results(rows, ["a"])["table"]
     assert (entry["accuracy"], entry["tasks"], entry["rows"], entry["flops"]) == (0.5, 1, 2, 2.0)
+
+
+def test_a_seed_that_has_begun_takes_nothing_away() -> None:
+    names = ["greedy", "vote", "waste"]
+    whole = summary.results(ROWS, names)
+    begun = {**row("greedy", 100, "t0", True, 1e9), "seed": 2}
+    assert summary.results([*ROWS, begun], names) == whole
+    # Once all have answered a task with it, its answers count within that task.
+    second = [{**one, "seed": 2, "correct": True} for one in ROWS if one["task"] == "t15"]
+    found = summary.results([*ROWS, begun, *second], names)
+    assert (found["compared_tasks"], found["rows"]) == (16, len(ROWS) + len(second))
+    assert found["table"][0]["accuracy"] == round(4.5 / 16, 4)
+
+
+def failed(strategy: str) -> list[dict[str, Any]]:
+    """Nothing of it fits the context."""
+    return [{**one, "error": "too long", "forward_tokens": 0} for one in sixteen(strategy, 100, 0, 0.0)]
+
+
+def test_what_never_fits_the_context_has_no_cost(tmp_path: Path) -> None:
+    found = summary.results([*sixteen("greedy", 100, 4, 1e9), *failed("long")], ["greedy", "long"])
+    assert [entry["flops"] for entry in found["table"]] == [1e9, None]
+    assert found["frontier_cost"] == "flops"
+    assert [one["strategy"] for one in found["frontier"]] == ["greedy"]
+    assert [one["strategy"] for one in found["optimal"]] == ["greedy"]
+    documents.draw({**found, "run": {"unit": "forward_tokens"}}, tmp_path / "plot.svg")
+    assert "long" in (tmp_path / "plot.svg").read_text()
+    nothing = summary.results(failed("long"), ["long"])
+    assert (nothing["frontier_cost"], nothing["frontier"], nothing["optimal"]) == (None, [], [])
+    documents.draw({**nothing, "run": {"unit": "forward_tokens"}}, tmp_path / "plot.svg")
+    # Beside answers, one that did not fit cost nothing.
+    some = [row("a", 100, "t0", True, 2e9), {**row("a", 100, "t1", False, 0.0), "error": "too long"}]
+    assert summary.results(some, ["a"])["table"][0]["flops"] == 1e9
 
 
 def test_unknown_costs_stay_unknown() -> None:

@@ -150,6 +150,26 @@ def test_two_quality_runs(folders: tuple[Path, Path]) -> None:
     page_of(out)
 
 
+def test_costs_are_compared_over_the_common_tasks(folders: tuple[Path, Path]) -> None:
+    """A run beside a part of itself: nothing differs, though the tasks of one alone cost ten times more."""
+    first, second = quality(folders[0]), quality(folders[1])
+    rows = [json.loads(line) for line in (first / "rows.jsonl").read_text().splitlines()]
+    others = {"sums/0", "sums/1"}
+    for row in rows:
+        if row["task"] in others:
+            row |= {name: 10 * row[name] for name in ("forward_tokens", "flops", "seconds")}
+    (first / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = "".join(json.dumps(row) + "\n" for row in rows if row["task"] not in others)
+    (second / "rows.jsonl").write_text(kept)
+    for name in ("results.json", "runs.jsonl"):
+        (second / name).write_text((first / name).read_text())
+    out = folders[0] / "report"
+    assert main(["bench", "report", str(first), str(second), "--output", str(out)]) == 0
+    lines = re.findall(r"\| (?:greedy|majority) \| \d+ \| 3 \| .* \|", (out / "report.md").read_text())
+    assert len(lines) == 4
+    assert all(line.endswith("| 1.00x | 1.00x | 1.00x |") for line in lines), lines
+
+
 def test_serve_runs(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     first, second = serve(folders[0]), serve(folders[1])
     out = folders[0] / "report"
@@ -189,17 +209,18 @@ CODE_RUN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def code_run(folder: Path, right: int) -> Path:
+def code_run(folder: Path, right: int, *, tasks: int = 2) -> Path:
+    """Of `tasks` tasks, each of which costs ten times as much as the one before."""
     folder.mkdir(exist_ok=True)
     rows = [
         {
             "key": f"{name}|t{i}|1|{digest}", "strategy": name, "task": f"t{i}", "seed": 1, "passed": i < right,
             "outcome": "pass" if i < right else "wrong", "accepted": None, "source": "x = 1", "finish_reason": "stop",
-            "target_tokens": 10, "cached_tokens": 0, "output_tokens": 5, "flops": 1e9, "seconds": 1.0, "programs": [],
-            "search": {},
+            "target_tokens": 10 ** (i + 1), "cached_tokens": 0, "output_tokens": 5, "flops": 10.0 ** (i + 8),
+            "seconds": 1.0, "programs": [], "search": {},
         }
         for name, digest in CODE_RUN["digests"].items()
-        for i in range(2)
+        for i in range(tasks)
     ]  # fmt: skip
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "results.json").write_text(json.dumps({"run": CODE_RUN, "table": []}))
@@ -215,6 +236,14 @@ def test_code_runs(tmp_path: Path) -> None:
     assert "| plain | 50.0 % |" in markdown
     assert sorted(path.name for path in out.glob("*.svg")) == ["first-pass-any.svg", "second-pass-any.svg"]
     page_of(out)
+
+
+def test_costs_of_code_runs_are_compared_over_the_common_tasks(tmp_path: Path) -> None:
+    first, second = code_run(tmp_path / "a", 1), code_run(tmp_path / "b", 1, tasks=1)
+    out = tmp_path / "report"
+    assert main(["bench", "report", str(first), str(second), "--output", str(out)]) == 0
+    markdown = (out / "report.md").read_text()
+    assert "| tree | 1 | 100.0 % | 100.0 % | +0.0 (+0.0 to +0.0) | 1.00x | 1.00x | 1.00x |" in markdown
 
 
 # -- pages of the documentation ----------------------------------------------------------------------------------------
