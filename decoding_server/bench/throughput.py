@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from decoding_server.bench import machine, report
+from decoding_server.bench import machine, report, workload_file
 from decoding_server.bench.peers import ENGINES, OURS, Engine, Settings
 from decoding_server.bench.session import Limits, RowFile, Session
 from decoding_server.bench.workloads import FULL, QUICK, STRATEGIES, Workload, decode, tokenized
@@ -154,7 +154,7 @@ async def run(session: Session) -> None:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all cells measured, 1 some failed or the model can't be had, 130 interrupted."""
-    arguments = parser().parse_args(given)
+    arguments = workload_file.parsed(parser(), given)
     workloads = chosen_workloads(arguments)
     console = Console()
     arguments.output.mkdir(parents=True, exist_ok=True)

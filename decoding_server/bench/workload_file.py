@@ -6,7 +6,8 @@ names to request bodies (or to a preset's name; null is the preset of that name)
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +25,6 @@ class WorkloadError(ValueError):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise WorkloadError(message)
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a flag; a name without its dashes."""
-        return f"--{name}" in self._option_string_actions
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,8 +57,44 @@ def merged(
     return argparse.Namespace(**{**defaults, **from_file, **values})
 
 
+def parsed(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of a program of its own, whose parser has their defaults; it gets `--workload` too. given: the command
+    line, None for the process's. What is wrong ends the program, as with the parser alone."""
+    parser.allow_abbrev = False  # else it would be unclear which of the file's flags are on the command line
+    add = parser.add_argument
+    add("--workload", type=Path, metavar="FILE", help="YAML file with any of these flags; the command line wins")
+    words = sys.argv[1:] if given is None else list(given)
+    alone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    alone.add_argument("--workload", type=Path)
+    path = alone.parse_known_args(words)[0].workload
+    if path is None:
+        return parser.parse_args(words)
+    flags = parser._option_string_actions
+    try:
+        content = contents(path)
+        check_names(content, flags)
+        said = {word.partition("=")[0] for word in words}
+        line = arguments({key: value for key, value in content.items() if f"--{flag_of(key)}" not in said}, flags)
+    except WorkloadError as error:
+        parser.error(str(error) if str(error).startswith("--workload") else f"--workload {path}: {error}")
+    return parser.parse_args([*line, *words])
+
+
 def read(path: Path, add_flags: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
     """The file's values by the names of the flags, checked as the command line's are. Raises WorkloadError."""
+    content = contents(path)
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    try:
+        flags = parser._option_string_actions
+        check_names(content, flags)
+        return vars(parser.parse_args(arguments(content, flags)))
+    except WorkloadError as error:
+        raise WorkloadError(f"--workload {path}: {error}") from None
+
+
+def contents(path: Path) -> dict[Any, Any]:
+    """Raises WorkloadError."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -71,23 +104,17 @@ def read(path: Path, add_flags: Callable[[argparse.ArgumentParser], None]) -> di
         raise WorkloadError(f"--workload {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise WorkloadError(f"--workload {path}: must be a mapping of flags to values")
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    add_flags(parser)
-    try:
-        check_names(content, parser)
-        return vars(parser.parse_args(arguments(content)))
-    except WorkloadError as error:
-        raise WorkloadError(f"--workload {path}: {error}") from None
+    return content
 
 
-def check_names(content: Mapping[Any, Any], parser: _Parser) -> None:
+def check_names(content: Mapping[Any, Any], flags: Collection[str]) -> None:
     """Before the values: one that says nothing (null, false, an empty list) never meets the parser. Raises
     WorkloadError."""
     names = [flag_of(key) for key in content]
     for key, name in zip(content, names, strict=True):
         if name == "workload":
             raise WorkloadError("a workload can't name another")
-        if name != STRATEGIES and not parser.has(name):
+        if name != STRATEGIES and f"--{name}" not in flags:
             raise WorkloadError(f"{key}: there is no flag --{name}")
         if names.count(name) > 1:
             raise WorkloadError(f"{key}: is given twice")
@@ -97,14 +124,18 @@ def flag_of(key: Any) -> str:
     return str(key).replace("_", "-")
 
 
-def arguments(content: Mapping[Any, Any]) -> list[str]:
+def arguments(content: Mapping[Any, Any], flags: Mapping[str, argparse.Action]) -> list[str]:
     """The file as a command line. Raises WorkloadError."""
     line: list[str] = []
     for key, value in content.items():
         name = flag_of(key)
-        if name == STRATEGIES:
+        action = flags.get(f"--{name}")
+        if action is None:  # of the names, only this one is no flag
             for text in strategies(value):
                 line += ["--strategy", text]
+            continue
+        if action.nargs == "+" and isinstance(value, list) and value:
+            line += [f"--{name}", *map(str, value)]
             continue
         for one in value if isinstance(value, list) else [value]:
             if one is True:

@@ -264,6 +264,21 @@ def test_wrong_commands_are_found(command: str, server: RuntimeServer) -> None:
         check(split(command)[0], server.url)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/benchmarks/workloads").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_workload_files_say_a_command_that_reads_them(
+    path: Path, server: RuntimeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = [line.removeprefix("#   ") for line in path.read_text().splitlines() if line.startswith("#   ")]
+    commands = split("\n".join(lines))
+    assert commands
+    assert all(f"docs/benchmarks/workloads/{path.name}" in command for command in commands)
+    for command in commands:
+        check(command, server.url)
+
+
 def test_commands_are_split_as_a_shell_would() -> None:
     text = "a b  # comment\n# whole line\nc \\\n  d\ne '{\n  \"x\": 1}'\n"
     assert split(text) == [["a", "b"], ["c", "d"], ["e", '{\n  "x": 1}']]

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from decoding_server.bench import workload_file
 from decoding_server.openmp import configure_openmp
 from strategies.errors import ModelLoadError
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the parser's epilog for the exit codes."""
-    arguments = parser().parse_args(given)
+    arguments = workload_file.parsed(parser(), given)
     configure_openmp()
     # After the wait policy is set: these import torch.
     from decoding_server.bench.sampling_study import documents

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from decoding_server.bench import progress
+from decoding_server.bench import progress, workload_file
 from decoding_server.bench.answer_grading import GradingFailed
 from decoding_server.openmp import configure_openmp
 from strategies.errors import ModelLoadError
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the parser's epilog for the exit codes."""
-    arguments = parser().parse_args(given)
+    arguments = workload_file.parsed(parser(), given)
     configure_openmp()
     # After the wait policy is set: these import torch.
     from decoding_server.bench.search_study import documents

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from decoding_server.bench import workload_file
 from decoding_server.openmp import configure_openmp
 
 QUESTIONS_SEED = 1
@@ -98,7 +99,7 @@ async def healthy(url: str, seconds: float = 180.0) -> None:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(given)
+    arguments = workload_file.parsed(parser(), given)
     configure_openmp()
     arguments.output.mkdir(parents=True, exist_ok=True)
     console = Console()

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from decoding_server.bench import machine
+from decoding_server.bench import machine, workload_file
 from decoding_server.bench.speculation import documents
 from decoding_server.bench.speculation.datasets import datasets, encoded, spread
 from decoding_server.bench.speculation.grid import BUDGETS, COUPLED, METHODS, PLAIN, parsed, shapes
@@ -57,7 +57,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--peer-dtype", default="float32", choices=["float32", "bfloat16"])
     add("--output", type=Path, default=Path("build/speculation"), help="folder of the rows; a run goes on there")
     add("--write-docs", action="store_true", help=f"write this target's part of {DOCS}/{documents.PAGE}")
-    return parser.parse_args(given)
+    return workload_file.parsed(parser, given)
 
 
 class Benchmark:
