@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "strategies" / "search"))
 from runtime_server import serve_runtime
 from scripted_coder import ScriptedCoder, code
 
+from decoding_server import __version__
 from decoding_server.bench import workload_file
 from decoding_server.bench.code import documents, flags, summary
 from decoding_server.bench.code.contenders import VisibleTests, contenders, parsed
@@ -288,7 +289,7 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
         assert asyncio.run(there.run(over_http))
     assert len(here.rows.rows) == 2
     for one, other in zip(here.rows.rows, there.rows.rows, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        assert {**one, "seconds": 0, "run": ""} == {**other, "seconds": 0, "run": ""}
     sfs = here.rows.rows[1]
     assert [one["passed"] for one in sfs["programs"]] == [False, False, True]
     assert sfs["source"] == sfs["programs"][2]["source"] == "def add(a, b):\n    return a + b\n"
@@ -311,6 +312,52 @@ def test_other_settings_are_measured_anew(tmp_path: Path, sandboxed: None) -> No
         assert main([*given, "--k", "3"]) == 0
     assert len(rows_of(tmp_path / "out")) == 2
     assert json.loads((tmp_path / "out" / "results.json").read_text())["table"][0]["rows"] == 1
+
+
+def test_numbers_are_of_the_runs_that_measured_them(tmp_path: Path, sandboxed: None) -> None:
+    """The folder's last run measured something else."""
+    out = tmp_path / "out"
+    with coder().serving() as runtime, serve_runtime(runtime) as server:
+        given = command(tmp_path, server.url, "--strategy", "greedy", tasks=1)
+        assert main(given) == 0
+        (first,) = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+        assert first["server_version"] == __version__
+        other = {**first, "key": "other", "model": "another", "commit": "another"}
+        with (out / "runs.jsonl").open("a") as runs:
+            runs.write(json.dumps(other) + "\n")
+        assert main(given) == 0
+    assert [row["run"] for row in rows_of(out)] == [first["key"]]
+    run = json.loads((out / "results.json").read_text())["run"]
+    assert (run["key"], run["model"], run["commits"]) == (first["key"], first["model"], [first["commit"]])
+    text = (out / "table.md").read_text()
+    assert f"Of the benchmark itself: commit {first['commit']}, " in text
+    assert "another," not in text
+
+
+def test_the_models_of_two_servers_are_not_mixed(
+    tmp_path: Path, sandboxed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with coder().serving() as runtime, serve_runtime(runtime) as server:
+        given = command(tmp_path, server.url, "--strategy", "greedy", tasks=2)
+        assert main([*given, "--count", "1"]) == 0
+        (run,) = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+        (out / "runs.jsonl").write_text(json.dumps({**run, "model": "another"}) + "\n")
+        assert main(given) == 1
+    assert f"error: --output {out}" in " ".join(capsys.readouterr().out.split())
+    assert len(rows_of(out)) == 1
+
+
+def test_what_a_row_depends_on(tmp_path: Path) -> None:
+    def digest(records: list[dict[str, Any]], **more: Any) -> str:
+        path = written(tmp_path / "h.jsonl", records)
+        study = Study(Settings(tmp_path / "out", path, ("greedy",), "m", **more), lambda *_: None)
+        return study.digest(study.contenders[0])
+
+    changed = [{**humaneval()[0], "test": HIDDEN.replace("7", "8")}]
+    found = [digest(humaneval()), digest(changed), digest(humaneval(), engine={"dtype": "bfloat16"})]
+    assert len(set(found)) == 3
+    assert digest(humaneval()) == found[0]
 
 
 def test_a_time_limit_ends_the_run(tmp_path: Path, sandboxed: None, capsys: pytest.CaptureFixture[str]) -> None:
