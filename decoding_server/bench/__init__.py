@@ -10,9 +10,9 @@ ratios and the Markdown table, `machine` what it ran on. `sampling_study` measur
 and penalties do to real models.
 
 `decoding-server bench` (`command`) has `quality`, `serve` (`serving`), `code` and `report` (`reporting`), a package
-each. They share `endpoint` whom to ask, `workers` cells of a run, `loops` loads, `rows` and `provenance` what goes to
-disk, `dataset` and `subset` what is asked, `answer_grading` and `intervals`, `workload_file`, `progress`, `tables`,
-`figures`.
+each. They share `endpoint` whom to ask, `workers` cells of a run, `loops` loads, `rows`, `identity` and `provenance`
+what goes to disk, `dataset` and `subset` what is asked, `answer_grading` and `intervals`, `workload_file`, `progress`,
+`tables`, `figures`.
 
 How to set up the peers (each is optional; ours and transformers need nothing more):
 

@@ -1,5 +1,8 @@
 """Records of a data set: a file of JSON lines, or a name on the Hugging Face hub."""
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,13 @@ def read_dataset(name: str, *, config: str | None = None, split: str = "test") -
     if not records or not all(isinstance(record, dict) for record in records):
         raise DatasetError(f"{name}: no records")
     return records
+
+
+def fingerprint(records: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the records, the same from any file that holds them. Of values that JSON does not have, such as
+    images, only the type counts: no question, answer or test is one."""
+    text = json.dumps(records, sort_keys=True, default=lambda value: type(value).__name__)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def title(name: str) -> str:

@@ -14,6 +14,7 @@ from decoding_server.bench.code.contenders import VisibleTests
 from decoding_server.bench.code.flags import STRATEGIES
 from decoding_server.bench.code.study import Settings, Study
 from decoding_server.bench.endpoint import Endpoint, Load
+from decoding_server.bench.identity import engine_of, model_of
 from decoding_server.bench.subset import SUBSET_SEED
 from decoding_server.config import ServerConfig
 from decoding_server.programs import ProgramSandbox
@@ -23,12 +24,13 @@ from strategies.sandbox.sandbox import Sandbox
 Opened = tuple[Endpoint, Sandbox, Callable[[], Awaitable[None]]]
 
 
-def settings_of(flags: argparse.Namespace) -> Settings:
+def settings_of(flags: argparse.Namespace, config: ServerConfig) -> Settings:
     return Settings(
         output=flags.output,
         dataset=flags.dataset,
         strategies=tuple(flags.strategy or STRATEGIES),
-        model=(flags.base_url and f"{flags.base_url} {flags.served_model or ''}") or flags.model or "embedded",
+        model=model_of(config, flags.base_url, flags.served_model),
+        engine=engine_of(config, remote=flags.base_url is not None),
         count=flags.count,
         subset=SUBSET_SEED if flags.subset_seed is None else flags.subset_seed,
         tests=VisibleTests(flags.tests, wanted=flags.n_tests),
@@ -83,7 +85,7 @@ def run(flags: argparse.Namespace, config: ServerConfig, load: Load) -> int:
             return await in_process(config, load)
 
         try:
-            study = Study(settings_of(flags), show)
+            study = Study(settings_of(flags, config), show)
         except OSError as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False)
             return 1

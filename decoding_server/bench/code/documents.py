@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from decoding_server.bench.figures import COLOURS, STYLE, save
+from decoding_server.bench.provenance import told
 from decoding_server.bench.rows import Row
 from decoding_server.bench.tables import Table
 from decoding_server.features.markers import replaced
@@ -146,8 +147,7 @@ def facts(run: Results, entries: Sequence[Results]) -> str:
         "of “passes all visible tests” for “is right”, submitted programs. Tokens, FLOP and seconds are means per "
         "task; the searches shared the machine, so "
         "seconds are not those of one alone. Distances between the programs of a task, 0 to 1."
-        f"{unfinished}{too_long} Commit {run['commit']}, {run['date']}; {run['machine']['processor']}, "
-        f"{run['machine']['cores']} cores; sandbox {run['sandbox']}."
+        f"{unfinished}{too_long} {told(run)}; sandbox {run['sandbox']}."
     )
 
 

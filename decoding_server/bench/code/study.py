@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench import provenance
+from decoding_server.bench import identity, provenance
 from decoding_server.bench.code import summary
 from decoding_server.bench.code.contenders import Contender, VisibleTests, contenders
 from decoding_server.bench.code.judging import Judge
@@ -32,8 +32,8 @@ Cell = tuple[Contender, CodeTask, int]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """output: the folder of rows. strategies: as `contenders.parsed` takes them. visible: asserts of the data set that
-    a search sees; None: none of HumanEval's (its prompts have examples), the first of MBPP's. model: what is measured,
-    as the command line names it. concurrency: tasks at once. seconds: nothing begins after that."""
+    a search sees; None: none of HumanEval's (its prompts have examples), the first of MBPP's. model, engine: what is
+    measured, of `identity.model_of` and `engine_of`. concurrency: tasks at once. seconds: nothing begins after that."""
 
     output: Path
     dataset: Path
@@ -49,6 +49,7 @@ class Settings:
     temperature: float = 0.7
     concurrency: int = 8
     seconds: float | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Study:
@@ -68,19 +69,21 @@ class Study:
         self.failed: list[str] = []
 
     def digest(self, contender: Contender) -> str:
-        """Of everything that a row depends on, so that one folder can hold several runs."""
         settings = self.settings
-        facts = [
-            settings.model,
-            contender.search,
-            self.rules.source,
-            self.rules.visible,
-            self.rules.wanted,
-            settings.k,
-            settings.max_tokens,
-            settings.temperature,
-        ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        return identity.digest(
+            [
+                settings.model,
+                settings.engine,
+                self.dataset.sha256,
+                contender.search,
+                self.rules.source,
+                self.rules.visible,
+                self.rules.wanted,
+                settings.k,
+                settings.max_tokens,
+                settings.temperature,
+            ]
+        )
 
     def key(self, contender: Contender, task: CodeTask, seed: int) -> str:
         return f"{contender.name}|{task.name}|{seed}|{self.digest(contender)}"
@@ -107,10 +110,13 @@ class Study:
             return True
         self._report("opening", len(self.cells()) - len(todo), len(self.cells()))
         async with closing(opened) as (endpoint, sandbox):
-            self.runs.append([self._facts(endpoint.model, sandbox)])
-            return await self._measure(endpoint, Judge(sandbox), todo)
+            digests = [self.digest(one) for one in self.contenders]
+            identity.check_model(endpoint.model, digests, self.rows.rows, self.runs.rows, self.settings.output)
+            run = {**await provenance.facts_of(endpoint), **self._facts(endpoint.model, sandbox)}
+            self.runs.append([run])
+            return await self._measure(endpoint, Judge(sandbox), todo, run["key"])
 
-    async def _measure(self, endpoint: Endpoint, judge: Judge, todo: list[Cell]) -> bool:
+    async def _measure(self, endpoint: Endpoint, judge: Judge, todo: list[Cell], run: str) -> bool:
         settings, total = self.settings, len(self.cells())
         workers = Workers(settings.concurrency, settings.seconds, self._report, total - len(todo), total)
 
@@ -134,7 +140,7 @@ class Study:
                     )
                 except (InvalidRequest, Unusable) as error:
                     raise Unusable(f"{what}: {error}") from error
-                self.rows.append([{**row, "seed": seed}])
+                self.rows.append([{**row, "seed": seed, "run": run}])
                 return str(row["outcome"])
 
             await workers.cell(what, measured)
@@ -147,11 +153,12 @@ class Study:
 
     def _facts(self, model: str, sandbox: Sandbox) -> Row:
         return {
-            **provenance.facts(),
             "kind": KIND,
             "model": model,
             "sandbox": sandbox.backend.name,
             "concurrency": self.settings.concurrency,
+            "engine": identity.shown(self.settings.engine),
+            "dataset_sha256": self.dataset.sha256,
         }
 
     def measured(self) -> list[Row]:
@@ -165,11 +172,12 @@ class Study:
         names = [one.name for one in self.contenders]
         measured = self.measured()
         rows = summary.compared(measured, names)
-        if not rows or not self.runs.rows:
+        made = identity.made_by(measured, self.runs.rows)
+        if not rows or made is None:
             return None
         settings = self.settings
         run = {
-            **self.runs.rows[-1],
+            **made,
             "dataset": self.dataset.kind,
             "tasks": len({row["task"] for row in rows}),
             "of": len(self.dataset.tasks),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding_server.bench.code import evalplus
+from decoding_server.bench.dataset import fingerprint
 from decoding_server.bench.rows import read_records
 from decoding_server.bench.subset import SUBSET_SEED, chosen
 from strategies.sandbox.checks import CallCheck, Check, StatementCheck, check_assert
@@ -38,10 +39,11 @@ class CodeTask:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """kind: HumanEval, MBPP, or either with a plus."""
+    """kind: HumanEval, MBPP, or either with a plus. sha256: of its records."""
 
     kind: str
     tasks: tuple[CodeTask, ...]
+    sha256: str
 
     def subset(self, count: int | None, seed: int = SUBSET_SEED) -> list[CodeTask]:
         """In a fixed random order, so that whatever part is measured is a random one."""
@@ -72,13 +74,14 @@ def is_code(records: Sequence[Mapping[str, Any]]) -> bool:
 
 def code_dataset(records: Sequence[Mapping[str, Any]]) -> Dataset:
     """Raises KeyError and TypeError for records that are something else."""
+    sha256 = fingerprint(records)
     if evalplus.is_plus(records[0]):
         kind = MBPP_PLUS if evalplus.is_mbpp(records[0]) else HUMANEVAL_PLUS
-        return Dataset(kind, tuple(map(of_evalplus, records)))
+        return Dataset(kind, tuple(map(of_evalplus, records)), sha256)
     if "test_list" in records[0]:
         split = [record for record in records if int(record["task_id"]) in MBPP_TEST_SPLIT]
-        return Dataset(MBPP, tuple(map(of_mbpp, split or records)))
-    return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)))
+        return Dataset(MBPP, tuple(map(of_mbpp, split or records)), sha256)
+    return Dataset(HUMANEVAL, tuple(map(of_humaneval, records)), sha256)
 
 
 def of_humaneval(record: Mapping[str, Any]) -> CodeTask:

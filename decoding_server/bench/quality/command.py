@@ -11,6 +11,7 @@ from decoding_server.bench import progress
 from decoding_server.bench.code.judging import Judge
 from decoding_server.bench.dataset import DatasetError
 from decoding_server.bench.endpoint import Endpoint, Load
+from decoding_server.bench.identity import engine_of, model_of
 from decoding_server.bench.quality import documents
 from decoding_server.bench.quality.contenders import Strategy, check, strategies
 from decoding_server.bench.quality.flags import ANSWER_TOKENS
@@ -31,7 +32,7 @@ Opened = tuple[Endpoint, Grader, Callable[[], Awaitable[None]]]
 def run(flags: argparse.Namespace, config: ServerConfig, load_runtime: Load) -> int:
     """See the parser's epilog for the exit codes. Raises ValueError for a wrong flag."""
     console = Console()
-    settings = settings_of(flags)
+    settings = settings_of(flags, config)
     chosen = strategies_of(flags, settings)
     try:
         dataset = load(settings.source)
@@ -65,7 +66,7 @@ def run(flags: argparse.Namespace, config: ServerConfig, load_runtime: Load) -> 
     return code
 
 
-def settings_of(flags: argparse.Namespace) -> Settings:
+def settings_of(flags: argparse.Namespace, config: ServerConfig) -> Settings:
     """Raises ValueError."""
     prompt = flags.prompt or QUESTION
     if flags.prompt_file is not None:
@@ -90,7 +91,8 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             prompt,
             flags.grader,
         ),
-        model=(flags.base_url and f"{flags.base_url} {flags.served_model or ''}") or flags.model or "embedded",
+        model=model_of(config, flags.base_url, flags.served_model),
+        engine=engine_of(config, remote=flags.base_url is not None),
         asking=Asking(
             flags.unit,
             flags.max_tokens,

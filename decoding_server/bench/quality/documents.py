@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from decoding_server.bench.figures import COLOURS, STYLE, save
+from decoding_server.bench.provenance import told
 from decoding_server.bench.tables import Table, known
 
 Results = dict[str, Any]
@@ -87,6 +88,8 @@ def facts(results: Results) -> str:
     unfinished = f" {run['missing']} cells are missing." if run["missing"] else ""
     errors = sum(entry["errors"] for entry in results["table"])
     too_long = f" {errors} did not fit the context and count as wrong." if errors else ""
+    verified = {True: " with math-verify", False: " without math-verify", None: ""}[run.get("math_verify")]
+    grader = run["grader"] + verified
     # With several seeds, a run that was cut off has some tasks with fewer of them.
     answers = results["table"][0]["rows"]
     pairs = f" ({answers} pairs of task and seed)" if len(run["seeds"]) > 1 else ""
@@ -95,14 +98,13 @@ def facts(results: Results) -> str:
     known_cost = "" if run["extended"] else " The server reports neither FLOP nor computed tokens: they are unknown."
     return (
         f"{run['model']}, {results['compared_tasks']} tasks of {run['dataset']}{pairs} that every strategy answered "
-        f"under every budget, graded as {run['grader']}; seeds {', '.join(map(str, run['seeds']))}; at most "
+        f"under every budget, graded as {grader}; seeds {', '.join(map(str, run['seeds']))}; at most "
         f"{run['max_tokens']} tokens an answer, temperature {run['temperature']:g} where a strategy says none, "
         f"{run['concurrency']} answers at once. Budgets in {UNITS[run['unit']]}, the prompt included where it is "
         f"computed; every answer pays for its whole prompt. Accuracy: Wilson interval; differences to {base} in points "
         "under the same budget, paired bootstrap over tasks; costs are means per task; seconds are of answers that "
         "shared the machine. “Not told apart”: under this budget, the paired interval to the best holds zero."
-        f"{known_cost}{unfinished}{too_long}{unjudged} Commit {', '.join(run['commits'])}, {run['date']}; "
-        f"{run['machine']['processor']}, {run['machine']['cores']} cores; "
+        f"{known_cost}{unfinished}{too_long}{unjudged} {told(run)}; "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         + f"; {results['rows']} rows."
     )

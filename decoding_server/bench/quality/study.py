@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench import provenance
+from decoding_server.bench import identity, provenance
+from decoding_server.bench.answer_grading import verifies
 from decoding_server.bench.endpoint import Endpoint, Unusable
 from decoding_server.bench.progress import Show
 from decoding_server.bench.quality import summary
@@ -31,9 +32,9 @@ Chain = tuple[Strategy, Task, int]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """output: the folder of rows. model: what is measured, as the command line names it. budgets: None alone is no
-    budget. concurrency: answers at once. seconds: nothing begins after that. grading: the grader's name, tolerance and
-    pattern."""
+    """output: the folder of rows. model, engine: what is measured, of `identity.model_of` and `engine_of`. budgets:
+    None alone is no budget. concurrency: answers at once. seconds: nothing begins after that. grading: the grader's
+    name, tolerance and pattern."""
 
     output: Path
     source: Source
@@ -47,6 +48,7 @@ class Settings:
     seconds: float | None = None
     grading: tuple[Any, ...] = ()
     label: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,12 +65,14 @@ class Study:
     failed: list[str] = field(init=False, default_factory=list)
     _prompts: dict[str, int] = field(init=False, default_factory=dict)
     _data: str = field(init=False)
+    _verifies: bool | None = field(init=False)
     _digests: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
         self.tasks = self.dataset.subset(settings.count, settings.subset)
         data = json.dumps([[task.name, task.prompt, task.gold] for task in self.dataset.tasks])
+        self._verifies = verifies() if self.dataset.grader == "math" else None
         self._data = hashlib.sha256(data.encode()).hexdigest()
         self._digests = {one.name: self.digest(one) for one in self.strategies}
         settings.output.mkdir(parents=True, exist_ok=True)
@@ -76,17 +80,20 @@ class Study:
         self.runs = RowFile(settings.output / RUNS)
 
     def digest(self, strategy: Strategy) -> str:
-        """Of everything that a strategy's rows depend on, so that one folder can hold several runs."""
         settings = self.settings
-        facts = [
-            settings.model,
-            strategy.body,
-            [asdict(scale) for scale in strategy.scales],
-            asdict(settings.asking),
-            settings.grading,
-            self._data,
-        ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        return identity.digest(
+            [
+                settings.model,
+                settings.engine,
+                strategy.body,
+                [asdict(scale) for scale in strategy.scales],
+                asdict(settings.asking),
+                settings.grading,
+                self._verifies,
+                self.dataset.sha256,
+                self._data,
+            ]
+        )
 
     def key(self, strategy: Strategy, task: Task, budget: float | None, seed: int) -> str:
         shown = "-" if budget is None else str(budget)
@@ -122,7 +129,10 @@ class Study:
         self.show("opening", total - missing, total)
         endpoint, grader, close = await opened()
         try:
-            run = {**provenance.facts(), **self._facts(endpoint.model, extended=endpoint.extended)}
+            digests = self._digests.values()
+            identity.check_model(endpoint.model, digests, self.rows.rows, self.runs.rows, self.settings.output)
+            facts = self._facts(endpoint.model, extended=endpoint.extended)
+            run = {**await provenance.facts_of(endpoint), **facts}
             self.runs.append([run])
             workers = Workers(self.settings.concurrency, self.settings.seconds, self.show, total - missing, total)
             todo = [chain for chain in self.chains() if not self.rows.has(self.keys(chain))]
@@ -198,7 +208,9 @@ class Study:
             "label": settings.label or model,
             "extended": extended,
             "dataset": self.dataset.title,
+            "dataset_sha256": self.dataset.sha256,
             "grader": self.dataset.grader,
+            **({} if self._verifies is None else {"math_verify": self._verifies}),
             "tasks": len(self.tasks),
             "of": len(self.dataset.tasks),
             "subset_seed": settings.subset,
@@ -211,6 +223,7 @@ class Study:
             "stop": list(asking.stop),
             "seeds": list(settings.seeds),
             "concurrency": settings.concurrency,
+            "engine": identity.shown(settings.engine),
             "strategies": {
                 one.name: {**one.body, **({"scale": [asdict(scale) for scale in one.scales]} if one.scales else {})}
                 for one in self.strategies
@@ -223,12 +236,13 @@ class Study:
         rows = [row for row in self.rows.rows if row["key"] in keys]
         if not rows:
             return None
-        used = {row["run"] for row in rows}
-        last = [run for run in self.runs.rows if run["key"] in used][-1]
+        last = identity.made_by(rows, self.runs.rows)
+        if last is None:
+            return None
         run = {
             **last,
             **self._facts(last["model"], extended=last["extended"]),
-            "commits": sorted({run["commit"] for run in self.runs.rows if run["key"] in used}),
+            "concurrency": last["concurrency"],
             "missing": len(keys) - len(rows),
             "digests": self._digests,
             "task_names": [task.name for task in self.tasks],

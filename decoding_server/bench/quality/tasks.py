@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decoding_server.bench.code.tasks import CodeTask, code_dataset, is_code
-from decoding_server.bench.dataset import DatasetError, Record, read_dataset, title
+from decoding_server.bench.dataset import DatasetError, Record, fingerprint, read_dataset, title
 from decoding_server.bench.subset import SUBSET_SEED, chosen
 
 QUESTION, CHOICES = "{question}", "{choices}"
@@ -47,11 +47,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """title: of the data set. grader: resolved, never "auto"."""
+    """title: of the data set. grader: resolved, never "auto". sha256: of its records."""
 
     title: str
     grader: str
     tasks: tuple[Task, ...]
+    sha256: str
 
     def subset(self, count: int | None, seed: int = SUBSET_SEED) -> list[Task]:
         """In a fixed random order, so that whatever part is measured is a random one."""
@@ -67,16 +68,15 @@ def load(source: Source) -> Tasks:
             found = code_dataset(records)
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{name}: neither HumanEval's nor MBPP's records: {error}") from None
-        return Tasks(
-            found.kind, "code", tuple(Task(one.name, worded(source.prompt, one), "", code=one) for one in found.tasks)
-        )
+        programs = tuple(Task(one.name, worded(source.prompt, one), "", code=one) for one in found.tasks)
+        return Tasks(found.kind, "code", programs, found.sha256)
     grader = source.grader
     if grader == "auto":
         if not all(HASH in str(record.get(source.answer, "")) for record in records):
             raise ValueError(f"{name}: say with --grader how its answers are judged")
         grader = "math"
     tasks = tuple(task(source, record, f"{name}/{i}", grader) for i, record in enumerate(records))
-    return Tasks(name, grader, tasks)
+    return Tasks(name, grader, tasks, fingerprint(records))
 
 
 def worded(prompt: str, task: CodeTask) -> str:

@@ -15,9 +15,18 @@ from decoding_server.bench.tables import Table, known
 
 Entry = Mapping[str, Any]
 Cell = tuple[Any, ...]
-MUST_AGREE = {"quality": ("dataset", "grader", "unit"), "serve": (), "code": ("dataset", "tests", "k")}
+MUST_AGREE = {
+    "quality": ("dataset", "dataset_sha256", "grader", "unit"),
+    "serve": (),
+    "code": ("dataset", "dataset_sha256", "tests", "k"),
+}
 """Settings under which a difference of the numbers would say nothing."""
-OTHERWISE = ("prompt", "max_tokens", "temperature", "data", "requests", "ignore_eos", "concurrency", "visible", "stop")
+LATER = ("dataset_sha256",)
+"""Facts that older runs lack; there, the other ones alone tell."""
+OTHERWISE = (
+    *("engine", "math_verify"),
+    *("prompt", "max_tokens", "temperature", "data", "requests", "ignore_eos", "concurrency", "visible", "stop"),
+)
 
 
 def compared(first: Run, second: Run) -> list[Block]:
@@ -26,7 +35,7 @@ def compared(first: Run, second: Run) -> list[Block]:
         raise ReportError(f"a run of bench {first.kind} and one of bench {second.kind} have nothing in common")
     for name in MUST_AGREE[first.kind]:
         one, other = first.facts.get(name), second.facts.get(name)
-        if one != other:
+        if one != other and not (name in LATER and None in (one, other)):
             raise ReportError(f"the runs differ in {name}: {one!r} and {other!r}")
     table = {"quality": quality, "serve": serve, "code": code}[first.kind](first, second)
     if not table.lines:

@@ -14,9 +14,10 @@ from decoding_server.bench.serving import documents as serving_documents
 from decoding_server.bench.tables import Table
 
 SETTINGS = (
-    *("dataset", "grader", "tasks", "of", "subset_seed", "prompt", "unit", "budgets", "answer_cost", "data", "loads"),
-    *("requests", "warm_up", "ignore_eos", "slo", "tests", "visible", "n_tests", "k", "max_tokens", "temperature"),
-    *("stop", "seeds", "concurrency", "timeout", "sandbox", "extended", "missing"),
+    *("dataset", "dataset_sha256", "grader", "math_verify", "tasks", "of", "subset_seed", "prompt", "unit", "budgets"),
+    *("answer_cost", "data", "loads", "requests", "warm_up", "ignore_eos", "slo", "tests", "visible", "n_tests", "k"),
+    *("max_tokens", "temperature", "stop", "seeds", "concurrency", "timeout", "sandbox", "engine", "extended"),
+    *("missing",),
 )
 
 
@@ -84,17 +85,21 @@ def code(run: Run, name: str) -> list[Block]:
 
 
 def provenance(run: Run) -> list[Block]:
-    """Everything that the numbers depend on."""
+    """Everything that the numbers depend on. Of a server that was asked, only what it says itself is known."""
     facts = run.facts
     machine = facts["machine"]
+    instructions = ", ".join(machine["instruction_sets"])
+    asked = run.kind == "serve" or "server_version" in facts
+    whose = " of the benchmark" if asked else ""
     lines = [
         ["model", str(facts["model"])],
-        ["commit", ", ".join(facts.get("commits") or [facts["commit"]])],
+        *([["version of the server", str(facts.get("server_version") or "unknown")]] if asked else []),
+        [f"commit{whose}", ", ".join(facts.get("commits") or [facts["commit"]])],
         ["date", str(facts["date"])],
-        ["versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
-        ["processor", f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['instruction_sets'])})"],
-        ["memory", f"{machine['memory_gib']} GiB"],
-        ["system", f"{machine['system']}, Python {machine['python']}"],
+        [f"versions{whose}", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())],
+        [f"processor{whose}", f"{machine['processor']}, {machine['cores']} cores ({instructions})"],
+        [f"memory{whose}", f"{machine['memory_gib']} GiB"],
+        [f"system{whose}", f"{machine['system']}, Python {machine['python']}"],
         ["load average at the start", str(machine["load_average_at_start"])],
         ["raw rows", f"{len(run.rows)} of {ROWS}, SHA-256 {run.sha256}; measured in {runs_of(run)} of {RUNS}"],
         *([name.replace("_", " "), shown(facts[name])] for name in SETTINGS if name in facts),

@@ -1,4 +1,4 @@
-"""`decoding-server bench code`: data sets, contenders, a whole run on a scripted model, over HTTP too, and its page."""
+"""`decoding-server bench code`: contenders, a whole run on a scripted model, over HTTP too, and its page."""
 
 import argparse
 import asyncio
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "strategies" / "search"))
 from runtime_server import serve_runtime
 from scripted_coder import ScriptedCoder, code
 
+from decoding_server import __version__
 from decoding_server.bench import workload_file
 from decoding_server.bench.code import documents, flags, summary
 from decoding_server.bench.code.contenders import VisibleTests, contenders, parsed
@@ -78,55 +79,6 @@ def sandboxed() -> None:
         asyncio.run(tried())
     except SandboxUnavailable as error:
         pytest.skip(f"no sandbox is usable: {error}")
-
-
-# -- data sets ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_humaneval(tmp_path: Path, name: str) -> None:
-    dataset = load(written(tmp_path / name, humaneval(3)))
-    assert (dataset.kind, len(dataset.tasks)) == ("HumanEval", 3)
-    task = dataset.tasks[1]
-    assert (task.name, task.entry_point) == ("HumanEval/1", "add")
-    assert PROMPT in task.prompt
-    assert task.asserts == ("assert add(1, 2) == 3", "assert add(2, 5) == 7")
-    assert "check(candidate)" not in task.prompt
-
-
-def test_helpers_in_a_prompt_are_there_for_the_hidden_tests(tmp_path: Path) -> None:
-    record = humaneval()[0] | {"prompt": "import math\n\ndef twice(x):\n    return 2 * x\n\n" + PROMPT}
-    record["test"] = "def check(candidate):\n    assert candidate(1, 1) == twice(1)\n"
-    (task,) = load(written(tmp_path / "a.jsonl", [record])).tasks
-    assert "def twice" in task.setup
-    assert "def add" not in task.setup
-    assert task.asserts == ()  # it can't be judged without the helper
-
-
-def test_mbpp_takes_the_test_split(tmp_path: Path) -> None:
-    dataset = load(written(tmp_path / "m.jsonl", [mbpp(number) for number in (10, 11, 510, 511)]))
-    assert [task.name for task in dataset.tasks] == ["MBPP/11", "MBPP/510"]
-    task = dataset.tasks[0]
-    assert task.entry_point == "add"
-    assert "assert add(1, 2) == 3" in task.prompt
-    assert "assert add(2, 5)" not in task.prompt
-    assert len(task.hidden) == 3
-
-
-def test_a_larger_subset_contains_the_smaller_one(tmp_path: Path) -> None:
-    dataset = load(written(tmp_path / "a.jsonl", humaneval(30)))
-    few, more = dataset.subset(5), dataset.subset(12)
-    assert more[:5] == few
-    assert [task.name for task in few] != [task.name for task in dataset.subset(5, seed=1)]
-    assert dataset.subset(5) == few
-
-
-@pytest.mark.parametrize("text", ["", '{"question": "a"}\n', "[1]\n", "no json\n"])
-def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"."):
-        load(path)
 
 
 # -- contenders --------------------------------------------------------------------------------------------------------
@@ -288,7 +240,7 @@ def test_a_runtime_in_this_process_gives_the_same_rows(tmp_path: Path, sandboxed
         assert asyncio.run(there.run(over_http))
     assert len(here.rows.rows) == 2
     for one, other in zip(here.rows.rows, there.rows.rows, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+        assert {**one, "seconds": 0, "run": ""} == {**other, "seconds": 0, "run": ""}
     sfs = here.rows.rows[1]
     assert [one["passed"] for one in sfs["programs"]] == [False, False, True]
     assert sfs["source"] == sfs["programs"][2]["source"] == "def add(a, b):\n    return a + b\n"
@@ -311,6 +263,52 @@ def test_other_settings_are_measured_anew(tmp_path: Path, sandboxed: None) -> No
         assert main([*given, "--k", "3"]) == 0
     assert len(rows_of(tmp_path / "out")) == 2
     assert json.loads((tmp_path / "out" / "results.json").read_text())["table"][0]["rows"] == 1
+
+
+def test_numbers_are_of_the_runs_that_measured_them(tmp_path: Path, sandboxed: None) -> None:
+    """The folder's last run measured something else."""
+    out = tmp_path / "out"
+    with coder().serving() as runtime, serve_runtime(runtime) as server:
+        given = command(tmp_path, server.url, "--strategy", "greedy", tasks=1)
+        assert main(given) == 0
+        (first,) = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+        assert first["server_version"] == __version__
+        other = {**first, "key": "other", "model": "another", "commit": "another"}
+        with (out / "runs.jsonl").open("a") as runs:
+            runs.write(json.dumps(other) + "\n")
+        assert main(given) == 0
+    assert [row["run"] for row in rows_of(out)] == [first["key"]]
+    run = json.loads((out / "results.json").read_text())["run"]
+    assert (run["key"], run["model"], run["commits"]) == (first["key"], first["model"], [first["commit"]])
+    text = (out / "table.md").read_text()
+    assert f"Of the benchmark itself: commit {first['commit']}, " in text
+    assert "another," not in text
+
+
+def test_the_models_of_two_servers_are_not_mixed(
+    tmp_path: Path, sandboxed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with coder().serving() as runtime, serve_runtime(runtime) as server:
+        given = command(tmp_path, server.url, "--strategy", "greedy", tasks=2)
+        assert main([*given, "--count", "1"]) == 0
+        (run,) = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+        (out / "runs.jsonl").write_text(json.dumps({**run, "model": "another"}) + "\n")
+        assert main(given) == 1
+    assert f"error: --output {out}" in " ".join(capsys.readouterr().out.split())
+    assert len(rows_of(out)) == 1
+
+
+def test_what_a_row_depends_on(tmp_path: Path) -> None:
+    def digest(records: list[dict[str, Any]], **more: Any) -> str:
+        path = written(tmp_path / "h.jsonl", records)
+        study = Study(Settings(tmp_path / "out", path, ("greedy",), "m", **more), lambda *_: None)
+        return study.digest(study.contenders[0])
+
+    changed = [{**humaneval()[0], "test": HIDDEN.replace("7", "8")}]
+    found = [digest(humaneval()), digest(changed), digest(humaneval(), engine={"dtype": "bfloat16"})]
+    assert len(set(found)) == 3
+    assert digest(humaneval()) == found[0]
 
 
 def test_a_time_limit_ends_the_run(tmp_path: Path, sandboxed: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from runtime_server import Server, serve_runtime
 from scripted_answers import answering_runtime, records
 
+from decoding_server import __version__
 from decoding_server.bench import workload_file
 from decoding_server.bench.command import add_bench
 from decoding_server.bench.quality import flags as quality_flags
@@ -37,12 +38,12 @@ def command(folder: Path, *more: str, tasks: int = 6) -> list[str]:
     return ["bench", "quality", "--dataset", str(dataset), "--output", str(folder / "out"), *more]
 
 
-def run_here(arguments: Sequence[str]) -> int:
-    """The command on the scripted model in this process."""
+def run_here(arguments: Sequence[str], **engine: Any) -> int:
+    """The command on the scripted model in this process. engine: settings of `serve`, which that model does not see."""
     parser = argparse.ArgumentParser()
     add_bench(parser)
     flags = workload_file.merged(parser.parse_args(arguments[1:]), quality_flags.add_flags, quality_flags.DEFAULTS)
-    return run(quality_flags.complete(flags), load_config({}, {}).config, lambda _: answering_runtime())
+    return run(quality_flags.complete(flags), load_config(engine, {}).config, lambda _: answering_runtime())
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -100,6 +101,8 @@ def test_a_vote_uses_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {row["run"] for row in rows.values()} == {facts["key"]}
     assert facts["commit"]
     assert facts["versions"]["torch"]
+    assert "server_version" not in facts
+    assert f" Commit {facts['commit']}" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_cut_off_answer_is_said_to_be(tmp_path: Path) -> None:
@@ -121,6 +124,10 @@ def test_over_http_it_is_the_same(tmp_path: Path) -> None:
         given = command(there, *more, "--base-url", f"{server.url}/v1", tasks=2)
         assert main(given) == 0
         before = rows_of(there)
+        # What the benchmark knows of commit and machine is its own; of the server, what that says.
+        assert results_of(there)["run"]["server_version"] == __version__
+        told = f"a server of this project's version {__version__}, whose machine is not known. Of the benchmark itself:"
+        assert told in (there / "out" / "table.md").read_text()
         assert main(given) == 0
         assert rows_of(there) == before  # nothing is measured twice
         assert main([*given, "--max-tokens", "9"]) == 0
@@ -195,6 +202,8 @@ def test_a_plain_peer_serves_the_baselines(tmp_path: Path, monkeypatch: pytest.M
     table = results_of(tmp_path)["table"]
     assert all(entry["flops"] is None for entry in table)
     assert results_of(tmp_path)["frontier_cost"] == "output_tokens"
+    assert results_of(tmp_path)["run"]["server_version"] is None
+    assert "a server of another kind" in (tmp_path / "out" / "table.md").read_text()
     assert "unknown" in (tmp_path / "out" / "table.md").read_text()
 
 

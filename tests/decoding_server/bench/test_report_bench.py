@@ -100,6 +100,7 @@ def test_a_quality_run(folders: tuple[Path, Path]) -> None:
         assert row["key"] in text
     for fact in (results["run"]["commit"], results["run"]["versions"]["torch"], results["run"]["machine"]["processor"]):
         assert fact in text
+    assert "commit of the benchmark" in text  # a server was asked, whose own is not known
     markdown = (out / "report.md").read_text()
     assert "<script" not in markdown
     assert "| majority | 200 |" in markdown
@@ -194,6 +195,20 @@ def test_runs_of_other_data_are_not_compared(folders: tuple[Path, Path], capsys:
     first, second = quality(folders[0]), quality(folders[1], "--grader", "numeric")
     assert main(["bench", "report", str(first), str(second), "--output", str(folders[0] / "r")]) == 1
     assert "differ in grader" in capsys.readouterr().err
+
+
+def test_other_records_of_one_name_are_not_compared(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = quality(folders[0]), quality(folders[1], tasks=4)
+    report = ["bench", "report", str(first), str(second), "--output", str(folders[0] / "r")]
+    assert main(report) == 1
+    assert "differ in dataset_sha256" in capsys.readouterr().err
+    # Runs from before the records were hashed are known by the name alone.
+    results = json.loads((first / "results.json").read_text())
+    del results["run"]["dataset_sha256"]
+    (first / "results.json").write_text(json.dumps(results))
+    assert main(report) == 0
 
 
 CODE_RUN: dict[str, Any] = {
