@@ -101,6 +101,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         seconds=flags.time_limit,
         slo=tuple((name, limit) for name, limit in limits.items() if limit is not None),
         label=flags.label,
+        own=flags.base_url is None,
     )
 
 

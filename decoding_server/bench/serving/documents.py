@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from decoding_server.bench import provenance
 from decoding_server.bench.figures import COLOURS, STYLE, save
 from decoding_server.bench.serving.summary import LATENCIES
 from decoding_server.bench.tables import Table, known
@@ -81,9 +82,7 @@ def facts(results: Results) -> str:
         "cache has it. Latencies are p50 / p90 / p99 of answered requests, from when one was due; between chunks: of "
         "all gaps of all answers (a chunk may hold several tokens); per further token: of the answers' means. Rates "
         "count from the first request to the end of the last answer; the client sent no request more than "
-        f"{1000 * lag:.0f} ms late.{goodput}{unfinished} Commit {', '.join(run['commits'])} of the benchmark, "
-        f"{run['date']}; {run['machine']['processor']}, {run['machine']['cores']} cores; "
-        f"{results['rows']} rows."
+        f"{1000 * lag:.0f} ms late.{goodput}{unfinished} {provenance.told(run)}; {results['rows']} rows."
     )
 
 

@@ -1,13 +1,12 @@
 """What is asked under load: questions of a data set, or passages of the built-in texts; the seed decides which."""
 
 import functools
-import hashlib
-import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from decoding_server.bench.dataset import Record
+from decoding_server.bench.identity import digest
 from decoding_server.bench.passages import PASSAGES
 from decoding_server.bench.quality.tasks import text_of
 
@@ -24,7 +23,7 @@ class Questions:
         self._words = [word for passage in PASSAGES for word in passage.split()]
         self._length = words
         self._order = functools.lru_cache(maxsize=4)(self._shuffled)
-        self.fingerprint = fingerprint(texts if texts is not None else [words, *self._words])
+        self.fingerprint = digest(list(texts) if texts is not None else [words, *self._words])
 
     def number(self, seed: int, number: int) -> str:
         """Warm-up requests have negative numbers, and so texts of their own."""
@@ -48,11 +47,7 @@ class Questions:
 def marked(text: str, *facts: Any) -> str:
     """The text behind a number that these facts decide, so that no server finds its prompt in a prefix cache. Always
     as many digits, which usual tokenizers take one by one or in threes: all prompts grow by as many tokens."""
-    return f"[{int(fingerprint(facts), 16) % 10**DIGITS:0{DIGITS}d}] {text}"
-
-
-def fingerprint(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return f"[{int(digest(list(facts)), 16) % 10**DIGITS:0{DIGITS}d}] {text}"
 
 
 def questions_of(records: Sequence[Record], field: str, title: str) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from decoding_server.bench import provenance
+from decoding_server.bench import identity, provenance
 from decoding_server.bench.endpoint import Endpoint, Record
 from decoding_server.bench.loops import closed, opened
 from decoding_server.bench.progress import Show
@@ -18,7 +18,7 @@ from decoding_server.bench.rows import Row, RowFile
 from decoding_server.bench.serving import summary
 from decoding_server.bench.serving.client import Answer, streamed
 from decoding_server.bench.serving.loads import Load
-from decoding_server.bench.serving.requests import Questions, fingerprint, marked
+from decoding_server.bench.serving.requests import Questions, marked
 
 ROWS, RUNS, RESULTS = "rows.jsonl", "runs.jsonl", "results.json"
 KIND = "serve"
@@ -30,8 +30,9 @@ Point = tuple[Load, Strategy, int]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """output: the folder of rows. server: as the command line names it. data: a title of what is asked.
-    timeout, seconds: of one request; after which no load is begun. slo: seconds by "ttft", "tpot", "e2e"."""
+    """output: the folder of rows. server: as the command line names it. own: it is started for the measurement, from
+    this code and on this machine. data: a title of what is asked. timeout, seconds: of one request; after which no load
+    is begun. slo: seconds by "ttft", "tpot", "e2e"."""
 
     output: Path
     server: str
@@ -47,6 +48,7 @@ class Settings:
     seconds: float | None = None
     slo: tuple[tuple[str, float], ...] = ()
     label: str | None = None
+    own: bool = False
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ class Study:
             *(settings.server, self.questions.fingerprint, settings.requests, settings.warm_up, settings.max_tokens),
             *(settings.ignore_eos, settings.temperature, settings.timeout),
         ]
-        self._digests = {one.name: fingerprint([*shared, one.request(WIDTH)]) for one in self.strategies}
+        self._digests = {one.name: identity.digest([*shared, one.request(WIDTH)]) for one in self.strategies}
 
     def points(self) -> list[Point]:
         """Strategies in turn under each load, so that what drifts meets all of them."""
@@ -86,16 +88,16 @@ class Study:
     async def run(self, endpoint: Endpoint) -> bool:
         """Measures what is missing; False when the time was up before the end.
 
-        Raises ValueError where the server has another model than the rows that are there.
+        Raises Unusable where the server has another model than the rows that are there.
         """
         began = time.monotonic()
         todo = self.missing()
         if not todo:
             return True
-        others = {run["model"] for run in self._used(self._measured())} - {endpoint.model}
-        if others:
-            raise ValueError(f"--output: the rows there are of {min(others)}, this server has {endpoint.model}")
-        run = {**provenance.facts(), **self._facts(endpoint.model, extended=endpoint.extended)}
+        output = self.settings.output
+        identity.check_model(endpoint.model, self._digests.values(), self.rows.rows, self.runs.rows, output)
+        facts = provenance.facts() if self.settings.own else await provenance.facts_of(endpoint)
+        run = {**facts, **self._facts(endpoint.model, extended=endpoint.extended)}
         self.runs.append([run])
         for point in todo:
             if self.settings.seconds is not None and time.monotonic() - began > self.settings.seconds:
@@ -185,21 +187,17 @@ class Study:
         keys = {key for point in self.points() for key in self.keys(point)}
         return [row for row in self.rows.rows if row["key"] in keys]
 
-    def _used(self, rows: Sequence[Row]) -> list[Row]:
-        """The runs that these rows were measured in."""
-        used = {row["run"] for row in rows}
-        return [run for run in self.runs.rows if run["key"] in used]
-
     def results(self) -> dict[str, Any] | None:
         """The numbers and what they were measured on; None before the first load. Written to results.json too."""
         rows = self._measured()
         if not rows:
             return None
-        runs = self._used(rows)
+        made = identity.made_by(rows, self.runs.rows)
+        if made is None:
+            return None
         run = {
-            **runs[-1],
-            **self._facts(runs[-1]["model"], extended=runs[-1]["extended"]),
-            "commits": sorted({run["commit"] for run in runs}),
+            **made,
+            **self._facts(made["model"], extended=made["extended"]),
             "missing": len(self.missing()),
             "digests": self._digests,
         }

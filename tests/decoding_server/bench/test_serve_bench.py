@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from runtime_server import serve_runtime
 from scripted_answers import TOKENIZER, answering_runtime, records
 
+from decoding_server import __version__
 from decoding_server.bench import workload_file
 from decoding_server.bench.quality.contenders import strategies
 from decoding_server.bench.serving import documents, summary
@@ -94,7 +95,9 @@ def test_loads_and_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert (entry["answered"], entry["errors"], entry["goodput"], entry["met"]) == (12, {}, 0.0, 0.0)
         assert entry["output_tokens_per_second"] > 0
         assert entry["ttft"]["p50"] <= entry["ttft"]["p90"] <= entry["ttft"]["p99"]
-    assert "| constant 40/s | vote | 12 of 12 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| constant 40/s | vote | 12 of 12 |" in printed
+    assert f"a server of this project's version {__version__}, whose machine is not known" in printed
     assert "tokens returned per second" in (tmp_path / "out" / "latency.svg").read_text()
 
 
@@ -161,8 +164,8 @@ def test_other_questions_and_other_models_are_other_rows(tmp_path: Path, capsys:
         assert len(rows_of(tmp_path)) == 12
         runs = tmp_path / "out" / "runs.jsonl"
         runs.write_text(runs.read_text().replace('"model": "scripted"', '"model": "another"'))
-        assert main([*given, "--concurrency", "3"]) == 2
-    assert "--output: the rows there are of another, this server has scripted" in capsys.readouterr().err
+        assert main([*given, "--concurrency", "3"]) == 1
+    assert "answers of another, not of scripted" in capsys.readouterr().out
 
 
 def test_a_server_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +176,9 @@ def test_a_server_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "the server did not become ready" in capsys.readouterr().out
     assert main([*given, "--max-model-len", "256"]) == 0
     assert [row["output_tokens"] for row in rows_of(tmp_path)] == [4, 4, 4]
-    assert "exactly 4 tokens an answer" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "exactly 4 tokens an answer" in printed
+    assert "not known" not in printed  # it is this code, on this machine
     url = next(word for word in (tmp_path / "out" / "server.log").read_text().split() if word.startswith("http://"))
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url.rstrip(',')}/health")
