@@ -31,7 +31,12 @@ def runtime(**options: int) -> Any:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RuntimeServer]:
-    with serve_runtime(runtime(), {"presets": {"careful": {"sampler": {"type": "min_p", "p": 0.1}}}}) as live:
+    presets = {
+        "careful": {"sampler": {"type": "min_p", "p": 0.1}},
+        "vote": {"strategy": "majority", "samples": 3},
+        "short": {"sampler": {"type": "top_k", "k": 0}, "budget": {"output_tokens": 9, "seconds": 60}},
+    }
+    with serve_runtime(runtime(), {"presets": presets}) as live:
         yield live
 
 
@@ -314,6 +319,29 @@ def test_a_preset(page: Visit) -> None:
     page.finished()
     expect(page.lane().locator("h2")).to_contain_text("careful")
     assert body_of(page)["decoding"] == {"sampler": {"type": "min_p", "p": 0.1}, "trace": "full"}
+
+
+def test_a_preset_by_a_strategys_name_takes_a_budget_and_is_traced(page: Visit) -> None:
+    page.page.locator("#preset-A").select_option("vote")
+    page.fill("decoding.budget.output_tokens", "3")
+    page.ask("hello")
+    page.finished()
+    search = {"type": "majority", "samples": 3, "trace": "full"}
+    assert body_of(page)["decoding"] == {"search": search, "budget": {"output_tokens": 3}}
+    expect(page.page.locator("[data-node]").nth(1)).to_be_visible()
+    expect(page.part("Cost")).to_contain_text("3 of 3 — spent")
+
+
+def test_a_typed_budget_joins_that_of_a_preset(page: Visit) -> None:
+    page.page.locator("#preset-A").select_option("short")
+    page.fill("decoding.budget.output_tokens", "4")
+    page.ask("hello")
+    alert = page.lane().get_by_role("alert")
+    expect(alert).to_contain_text("'decoding.sampler.k'")
+    assert body_of(page)["decoding"]["budget"] == {"output_tokens": 4, "seconds": 60}
+    # The field at fault is the preset's, and hidden: the page leads to the preset.
+    alert.get_by_role("button", name="Show the field").click()
+    expect(page.page.locator("#preset-A")).to_be_focused()
 
 
 def body_of(page: Visit) -> dict[str, Any]:
