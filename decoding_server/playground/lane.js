@@ -166,7 +166,7 @@ function statusOf(run) {
 }
 
 function titleOf(error) {
-  if (error.status === undefined) return "This can't be sent yet.";
+  if (error.param && error.status === undefined) return "This can't be sent yet.";
   if (error.status === 400) return "The server can't do this as asked.";
   if (error.status === 401) return "The server wants a key.";
   if (error.status === 429) return "The server is busy; try again in a moment.";

@@ -249,6 +249,38 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: Runtim
     assert page.answer() == "again"
 
 
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<!doctype html><p>Welcome", "The connection ended before the answer did."),
+        ('data: {"id": 1}\n\n', 'The server sent what is no part of an answer: {"id": 1}'),
+        ("data: {\n\n", "The server sent what is no part of an answer: {"),
+        (None, "fetch"),
+    ],
+    ids=["html", "no choices", "no json", "no server"],
+)
+def test_what_is_no_answer_is_told_of(page: Visit, body: str | None, fault: str) -> None:
+    def reply(route: Any) -> None:
+        route.abort() if body is None else route.fulfill(status=200, body=body)
+
+    page.page.route("**/v1/chat/completions", reply)
+    page.ask("hello")
+    alert = page.lane().get_by_role("alert")
+    expect(alert).to_contain_text("The request failed.")
+    expect(alert).to_contain_text(fault)
+    expect(page.page.get_by_label("Message")).to_have_value("hello")
+
+
+def test_a_stream_with_carriage_returns_is_an_answer(page: Visit) -> None:
+    """As a proxy may write it; without a space after the colon, too."""
+    chunk = 'data:{"choices": [{"index": 0, "delta": {"content": "well"}}]}'
+    body = f"{chunk}\r\n\r\ndata: [DONE]\r\n\r\n"
+    page.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=body))
+    page.ask("hello")
+    expect(page.lane().locator(".status")).to_have_text("Done.")
+    assert page.answer() == "well"
+
+
 @pytest.mark.parametrize("search", ["", "majority"])
 def test_what_a_model_writes_is_text(page: Visit, search: str) -> None:
     page.choose("search", search)
