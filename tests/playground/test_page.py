@@ -249,6 +249,110 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: Runtim
     assert page.answer() == "again"
 
 
+SEARCH = {"step": "chunk", "step_tokens": "4", "beams": "4", "samples": "2", "temperature": "1"}
+NODES = "document.querySelectorAll('[data-node]').length"
+WRITTEN = "document.querySelector('.assistant:last-child .text').textContent.length"
+
+
+def grown(page: Visit, count: str, more: int) -> None:
+    """Waits until a count of things on the page is greater by so many."""
+    page.page.wait_for_function(f"count => {count} >= count", arg=page.page.evaluate(count) + more)
+
+
+def search_without_end(page: Visit) -> None:
+    page.settings()
+    page.choose("search", "step-beam")
+    for name, value in SEARCH.items():
+        page.fill(f"decoding.search.{name}", value)
+    page.fill("decoding.budget.forward_tokens", "5000")
+    page.ask("~")
+    grown(page, NODES, 8)
+
+
+def test_a_live_tree_can_be_kept_in_view(visit: Callable[..., Visit]) -> None:
+    page = visit(viewport={"width": 360, "height": 480})
+    search_without_end(page)
+    place = "document.querySelector('.tree').getBoundingClientRect().top"
+    page.page.evaluate(f"scrollBy(0, {place} - 20)")
+    expect(page.lane().locator(".transcript")).not_to_be_in_viewport()
+    before = page.page.evaluate(place)
+    grown(page, NODES, 8)
+    assert abs(page.page.evaluate(place) - before) < 2
+
+
+def test_a_chosen_node_calls_nobody_back_and_its_text_stays_selected(visit: Callable[..., Visit]) -> None:
+    page = visit(**NARROW)
+    search_without_end(page)
+    page.page.locator("[data-node]").nth(1).click()
+    text = page.part("Text of the node")
+    text.evaluate("one => getSelection().setBaseAndExtent(one.firstChild, 0, one.firstChild, 3)")
+    page.page.evaluate("scrollTo(0, 0)")
+    grown(page, NODES, 8)
+    assert page.page.evaluate("[scrollY, getSelection().toString()]") == [0, "zzz"]
+    expect(page.page.locator("[data-node]").nth(1)).to_be_focused()
+
+
+def test_a_growing_answer_is_followed_above_the_message(visit: Callable[..., Visit]) -> None:
+    page = visit(**NARROW)
+    page.settings()
+    page.fill("max_tokens", "200")
+    page.ask("x\n" * 60 + "x")
+    page.finished()
+    end, floor = (page.page.locator(one).last.bounding_box() for one in (".turn.assistant", "#composer"))
+    assert end is not None
+    assert floor is not None
+    assert end["height"] > 740
+    assert 0 < end["y"] + end["height"] <= floor["y"] + 1
+
+
+def test_a_new_turn_is_shown_once_and_a_reader_who_leaves_is_left(visit: Callable[..., Visit]) -> None:
+    page = visit(viewport={"width": 1000, "height": 500})
+    page.fill("max_tokens", "1500")
+    page.ask("~" + "\n" * 40 + "x")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zz")
+    expect(page.lane().locator(".assistant .text")).to_be_in_viewport()
+    page.page.evaluate("scrollTo(0, 0)")
+    grown(page, WRITTEN, 10)
+    assert page.page.evaluate("scrollY") == 0
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane()).to_contain_text("You stopped this answer.")
+    page.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.lane().locator(".assistant")).not_to_be_in_viewport()
+    page.ask("hello")
+    page.finished()
+    expect(page.lane().locator(".assistant").last).to_be_in_viewport(ratio=1)
+
+
+def test_a_selection_outlives_what_is_written_meanwhile(page: Visit) -> None:
+    page.ask("hello")
+    page.finished()
+    page.fill("max_tokens", "1500")
+    for said in ("hello", "zzz"):
+        if said == "zzz":
+            page.page.get_by_role("button", name="Stop").click()
+        page.ask("~")
+        grown(page, WRITTEN, 3)
+        page.page.evaluate(
+            """said => {
+                const all = [...document.querySelectorAll(".assistant .text")];
+                const text = all.findLast((one) => one.textContent.startsWith(said)).firstChild;
+                getSelection().setBaseAndExtent(text, 0, text, said.length);
+            }""",
+            said,
+        )
+        grown(page, WRITTEN, 5)
+        assert page.page.evaluate("getSelection().toString()") == said
+
+
+def test_the_end_of_an_answer_takes_no_focus_from_elsewhere(page: Visit) -> None:
+    page.ask("~")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zz")
+    page.page.locator("#theme").focus()
+    page.finished()
+    expect(page.page.locator("#send")).to_be_visible()
+    expect(page.page.locator("#theme")).to_be_focused()
+
+
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
