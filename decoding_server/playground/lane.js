@@ -9,7 +9,7 @@ import { Settings } from "./settings.js";
 import { SnippetView } from "./snippet.js";
 import { TokenView } from "./token_view.js";
 import { TreeView } from "./tree_view.js";
-import { TurnView } from "./turn_view.js";
+import { counts, TurnView } from "./turn_view.js";
 
 export class Lane {
   /** name: "A" or "B". hooks: saved() after anything worth keeping changed, point(lane, param) shows a field,
@@ -70,12 +70,10 @@ export class Lane {
   }
 
   history() {
-    return this.turns
-      .filter((turn) => turn.state === "done" && turn.text !== "")
-      .flatMap((turn) => [
-        { role: "user", content: turn.user },
-        { role: "assistant", content: turn.text },
-      ]);
+    return this.turns.filter(counts).flatMap((turn) => [
+      { role: "user", content: turn.user },
+      { role: "assistant", content: turn.text },
+    ]);
   }
 
   stop() {

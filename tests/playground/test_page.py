@@ -234,6 +234,36 @@ def test_stop_frees_the_request(page: Visit, server: RuntimeServer) -> None:
     assert idle(server)
 
 
+def test_a_stopped_answer_is_part_of_the_conversation(page: Visit) -> None:
+    page.ask("~")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zzz")
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane()).to_contain_text("You stopped this answer.")
+    said = page.answer()
+    page.ask("ok")
+    page.finished()
+    first, second, third = body_of(page)["messages"]
+    assert (first["content"], third["content"]) == ("~", "ok")
+    assert second == {"role": "assistant", "content": said}
+    expect(page.lane()).not_to_contain_text("not part of the conversation")
+
+
+def test_a_turn_that_is_not_sent_again_says_so(page: Visit) -> None:
+    """One that failed, and one that was stopped before it had a text."""
+    page.ask("!")
+    expect(page.lane().locator(".user")).to_contain_text("You — not part of the conversation")
+    page.choose("search", "majority")
+    page.fill("max_tokens", "1500")
+    page.ask("~")
+    expect(page.lane().locator(".user").last).not_to_contain_text("not part")
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane().locator(".user").last).to_contain_text("You — not part of the conversation")
+    page.choose("search", "")
+    page.ask("ok")
+    page.finished()
+    assert [one["content"] for one in body_of(page)["messages"]] == ["ok"]
+
+
 def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: RuntimeServer) -> None:
     page.choose("sampler", "min_p")
     page.ask("~")
@@ -247,6 +277,7 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: Runtim
     page.ask("again")
     page.finished()
     assert page.answer() == "again"
+    assert [one["content"][:5] for one in body_of(page)["messages"]] == ["~", "zzzzz", "again"]
 
 
 SEARCH = {"step": "chunk", "step_tokens": "4", "beams": "4", "samples": "2", "temperature": "1"}
