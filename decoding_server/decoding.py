@@ -5,6 +5,7 @@ default. The first that is there counts alone; nothing is merged, and nothing is
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +30,8 @@ def split_model(name: str, served: tuple[str, ...]) -> tuple[str, str | None]:
 def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> Any:
     """A name, or {"strategy": name, ...parameters}, to the object with slots that it stands for.
 
-    A preset of that name comes first, then a transform. Anything else is left to validation. Raises InvalidField.
+    A preset of that name comes first, then a transform. A preset may stand for either in turn, but not for itself: its
+    own name is then the strategy's. Anything else is left to validation. Raises InvalidField.
     """
     parameters: dict[str, Any] = {}
     if isinstance(value, dict) and "strategy" in value:
@@ -43,7 +45,8 @@ def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> A
     if value in presets:
         if parameters:
             raise InvalidField(f"'{param}': the preset {value!r} takes no parameters.", param)
-        return presets[value]
+        others = {name: preset for name, preset in presets.items() if name != value}
+        return expand(presets[value], others, param)
     for slot in SLOTS:
         known = registry.registered("transform").get(value)
         if known is not None and known.slot == slot:
@@ -61,6 +64,15 @@ def expand(value: Any, presets: Mapping[str, Any], param: str = "decoding") -> A
         }
     )
     raise InvalidField(f"'{param}': {value[:100]!r} is unknown; there are: {', '.join(names)}.", param)
+
+
+def expanded_presets(presets: Mapping[str, Any]) -> dict[str, Any]:
+    """Each preset as the object that it stands for; one that can't be had as it was written, for requests to refuse."""
+    found = dict(presets)
+    for name in presets:
+        with suppress(InvalidField):
+            found[name] = expand(name, presets)
+    return found
 
 
 def resolved_decoding(

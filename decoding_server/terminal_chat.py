@@ -1,11 +1,14 @@
 """A chat in the terminal against a running server, streaming, with its decoding switched by commands."""
 
 import importlib.util
+import io
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,10 +27,23 @@ HELP = """\
 //text                 say /text"""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal would obey. A model's text must move no cursor and set no title."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""What UTF-8 can't hold, though JSON can: half a character."""
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON of another shape raises."""
 
 
 class ChatError(Exception):
-    """The server can't be reached, or it refused; the message is one line."""
+    """The server can't be reached, it refused, or what it sent is no answer; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one chunk of a stream tells."""
+
+    text: str
+    usage: Mapping[str, Any]
+    warnings: list[str]
 
 
 class TerminalChat:
@@ -56,13 +72,24 @@ class TerminalChat:
         self.usage: Mapping[str, Any] = {}
         self.warnings: list[str] = []
         self._choice: DecodingChoice | None = None
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        # As bytes: a key that is no ASCII is for the server to refuse.
+        headers = {b"authorization": f"Bearer {api_key}".encode(errors="replace")} if api_key else {}
         # No read timeout: the first token of a long conversation may take its time.
         self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(None, connect=10))
 
     def run(self) -> int:
         """Until /quit or the end of input. Exit code 1 when input was not a terminal's and something failed, or when
         the decoding to begin with can't be had."""
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a character that the locale lacks ends no conversation
+        try:
+            return self.converse()
+        except BrokenPipeError:  # whoever reads the answers wants no more; nor is there a place for what is buffered
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+    def converse(self) -> int:
         with self.client:
             if self.first is not None and not self.attempt(self.begin):
                 return 1
@@ -95,7 +122,7 @@ class TerminalChat:
             self.say(*HELP.splitlines())
             return True
         if name == "/history":
-            self.say(*(f"{message['role']}: {shown(message['content'])}" for message in self.messages))
+            self.say(*(f"{message['role']}: {message['content']}" for message in self.messages))
             return True
         if name == "/strategy":
             return self.attempt(lambda: self.strategy(rest.strip()))
@@ -135,20 +162,28 @@ class TerminalChat:
             response = self.client.get(f"{self.base}/strategies")
             if response.status_code != 200:
                 raise ChatError(error_message(response.content, response.status_code))
-            found = response.json()
-            self._choice = DecodingChoice({one["id"]: one["slot"] for one in found["data"]}, found["presets"])
+            try:
+                found = response.json()
+                slots = {str(one["id"]): str(one["slot"]) for one in found["data"]}
+                self._choice = DecodingChoice(slots, dict(found["presets"]))
+            except MALFORMED:
+                raise ChatError(
+                    f"the server at {self.base} doesn't list its strategies as this chat knows it"
+                ) from None
         return self._choice
 
     def attempt(self, action: Callable[[], None]) -> bool:
         """Whether it succeeded; what went wrong is said on stderr, in one line."""
         try:
             action()
-        except (ChatError, ChoiceError, httpx.HTTPError) as error:
-            print(f"error: {self.reason(error)}", file=sys.stderr)
+        except (ChatError, ChoiceError, httpx.HTTPError, httpx.InvalidURL, KeyboardInterrupt) as error:
+            print(f"error: {shown(' '.join(self.reason(error).split()))}", file=sys.stderr)
             return False
         return True
 
-    def reason(self, error: Exception) -> str:
+    def reason(self, error: BaseException) -> str:
+        if isinstance(error, KeyboardInterrupt):
+            return "stopped"
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return f"no server at {self.base}: {str(error) or type(error).__name__}"
         return str(error) or type(error).__name__
@@ -165,27 +200,32 @@ class TerminalChat:
                     for piece in stream:
                         pieces.append(piece)  # first: what Ctrl-C leaves on the screen is in the conversation
                         print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            except KeyboardInterrupt:
+                if not self.interactive:  # whoever reads the pipe must not take it for an answer
+                    print(end="\n" if pieces else "")
+                    raise
+                print(" [stopped]", end="")
             except (ChatError, httpx.HTTPError):
                 print(end="\n" if pieces else "")  # the error begins a line
                 raise
 
-        try:
-            if not self.attempt(write):
-                self.messages.pop()
-                return False
-        except KeyboardInterrupt:  # what was said so far stays part of the conversation
-            print(" [stopped]", end="")
+        if not self.attempt(write):
+            self.messages.pop()
+            return False
         print()
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
         self.say(*(f"note: {warning}" for warning in self.warnings))
         if self.usage:
-            self.say(cost_line(self.usage, self._choice.budget if self._choice else {}))
+            try:
+                self.say(cost_line(self.usage, self._choice.budget if self._choice else {}))
+            except MALFORMED:
+                self.say("note: the server tells the cost in a form that this chat doesn't know")
         return True
 
     def say(self, *lines: str) -> None:
         """What is no answer: for a reader at a terminal."""
         for line in lines if self.interactive else ():
-            print(line)
+            print(shown(line))
 
     def pieces(self) -> Generator[str, None, None]:
         """The answer's text as it is streamed. Raises ChatError, httpx.HTTPError."""
@@ -198,17 +238,51 @@ class TerminalChat:
                 message = error_message(response.read(), response.status_code)
                 wait = response.headers.get("retry-after")
                 raise ChatError(f"{message} (try again in {wait} s)" if wait else message)
-            for line in response.iter_lines():
-                data = line.removeprefix("data: ")
-                if data == line or data == "[DONE]":  # blank lines, comments, the end
-                    continue
-                chunk = json.loads(data)
-                if "error" in chunk:
-                    raise ChatError(chunk["error"]["message"])
-                self.usage = chunk.get("usage") or self.usage
-                self.warnings += chunk.get("warnings", ())
-                for choice in chunk["choices"]:
-                    yield choice["delta"].get("content") or ""
+            began = False
+            for data in events(response.iter_bytes()):
+                if data == b"[DONE]":
+                    return
+                began = True
+                chunk = read_chunk(data)
+                self.usage = chunk.usage or self.usage
+                self.warnings += chunk.warnings
+                yield chunk.text
+            raise ChatError(
+                "the connection ended before the answer did"
+                if began
+                else f"the server at {self.base} sent no stream of events"
+            )
+
+
+def events(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of each event of a stream; comments and blank lines are none.
+
+    A line ends with a line feed alone: httpx's own lines end with every character that Unicode has for that, also
+    inside of JSON texts.
+    """
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip()
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """Raises ChatError for an error in the stream, and for what is no chunk of an answer."""
+    try:
+        chunk = json.loads(data)
+        failed = chunk.get("error")
+        texts = [] if failed else [choice["delta"].get("content") or "" for choice in chunk["choices"]]
+        text = SURROGATE.sub("\ufffd", "".join(texts))
+        found = Chunk(text, dict(chunk.get("usage") or {}), [str(one) for one in chunk.get("warnings") or ()])
+    except MALFORMED:
+        raise ChatError(
+            f"the server sent what is no chunk of an answer: {data[:80].decode(errors='replace')}"
+        ) from None
+    if failed:
+        raise ChatError(str(failed.get("message", failed) if isinstance(failed, dict) else failed))
+    return found
 
 
 def shown(text: str) -> str:
@@ -247,5 +321,5 @@ def error_message(body: bytes, status: int) -> str:
     """The message of an error body, or the status if it is not one of ours."""
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return f"the server answered {status}"

@@ -30,29 +30,40 @@ class DecodingChoice:
     def choose(self, name: str, parameters: str = "") -> None:
         """A strategy takes its slot, a preset all of them; "off" empties them. parameters: a JSON object, or nothing.
         Raises ChoiceError."""
-        given = read_object(parameters) if parameters else {}
+        self._choose(name, read_object(parameters) if parameters else {}, self.presets)
+
+    def take(self, decoding: Any) -> None:
+        """A whole `decoding` as a request has it: a name, or an object. Raises ChoiceError."""
+        self._take(decoding, self.presets)
+
+    def _choose(self, name: str, given: Mapping[str, Any], presets: Mapping[str, Any]) -> None:
+        """presets: those that the name may stand for; inside a preset not that one, as at the server."""
         if name == "off":
             self.slots = {}
-        elif name in self.presets:
+        elif name in presets:
             if given:
                 raise ChoiceError(f"the preset {name!r} takes no parameters")
-            self.take(self.presets[name])
+            self._take(presets[name], {other: its for other, its in presets.items() if other != name})
         elif name in self.known:
             self.slots[self.known[name]] = {"type": name, **given}
         else:
             names = ", ".join(sorted({*self.presets, *self.known}))
             raise ChoiceError(f"{name!r} is unknown; there are: {names}")
 
-    def take(self, decoding: Any) -> None:
-        """A whole `decoding` as a request has it: a name, or an object. Raises ChoiceError."""
+    def _take(self, decoding: Any, presets: Mapping[str, Any]) -> None:
         if isinstance(decoding, str):
-            self.choose(decoding)
+            self._choose(decoding, {}, presets)
         elif isinstance(decoding, dict) and isinstance(decoding.get("strategy"), str):
             given = {name: value for name, value in decoding.items() if name != "strategy"}
-            self.choose(decoding["strategy"], json.dumps(given) if given else "")
+            self._choose(decoding["strategy"], given, presets)
         elif isinstance(decoding, dict) and isinstance(decoding.get("budget") or {}, dict):
+            budget = {unit: limit for unit, limit in (decoding.get("budget") or {}).items() if limit is not None}
+            for unit, limit in budget.items():
+                number = isinstance(limit, int | float) and not isinstance(limit, bool)
+                if unit not in UNITS or not number or not 0 < limit < math.inf:
+                    raise ChoiceError(f"{json.dumps({unit: limit})} is no limit of a budget")
             self.slots = {name: value for name, value in decoding.items() if name != "budget"}
-            self.budget.update(decoding.get("budget") or {})
+            self.budget.update(budget)
         else:
             raise ChoiceError("decoding must be a name or a JSON object")
 

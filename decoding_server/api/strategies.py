@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from decoding_server.api.endpoint import service_of
+from decoding_server.decoding import expanded_presets
 from decoding_server.protocol.decoding import BudgetOptions
 from decoding_server.protocol.strategies import Strategy, StrategyList
 from strategies.registry import RUNTIMES, registered
@@ -28,7 +29,7 @@ async def list_strategies(request: Request) -> StrategyList:
         ]
         + [described_speculation(name, kind) for name, kind in sorted(registered("speculation").items())]
         + [described_search(name, kind) for name, kind in sorted(registered("search").items())],
-        "presets": dict(service_of(request).config.presets),
+        "presets": expanded_presets(service_of(request).config.presets),
         "budget": BudgetOptions.model_json_schema(),
         "values": [
             {"id": name, "calibrated": value.calibrated, "automatic": getattr(value, "automatic", True)}

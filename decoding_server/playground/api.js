@@ -55,11 +55,22 @@ export async function* streamed(path, body, signal) {
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      if (line === "data: [DONE]") return;
-      const payload = JSON.parse(line.slice(6));
-      if (payload.error) throw new ApiError(500, payload.error);
-      yield payload;
+      if (!line.startsWith("data:")) continue;
+      const data = line.slice(5).trim();
+      if (data === "[DONE]") return;
+      yield chunkOf(data, response.status);
     }
   }
+}
+
+function chunkOf(data, status) {
+  let chunk = null;
+  try {
+    chunk = JSON.parse(data);
+  } catch {
+    // Said below.
+  }
+  if (chunk?.error) throw new ApiError(500, chunk.error);
+  if (Array.isArray(chunk?.choices)) return chunk;
+  throw new ApiError(status, { message: `The server sent what is no part of an answer: ${data.slice(0, 80)}` });
 }

@@ -25,6 +25,14 @@ export function svg(tag, properties = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), properties, children);
 }
 
+/** Sets a text by as little as makes it so: a selection in it stays, and a screen reader is told only of what is new. */
+export function setText(node, text) {
+  const old = node.textContent;
+  if (text === old) return;
+  if (old !== "" && text.startsWith(old) && node.firstChild === node.lastChild) node.firstChild.appendData(text.slice(old.length));
+  else node.textContent = text;
+}
+
 /** A text with its invisible characters made visible, cut to `most` characters. */
 export function visible(text, most = Infinity) {
   const shown = text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "·");

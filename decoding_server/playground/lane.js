@@ -1,21 +1,24 @@
 // One lane: a conversation, how it is decoded, and what is seen of that.
 
 import { CostView } from "./cost_view.js";
-import { el, oncePerFrame } from "./element.js";
+import { el, oncePerFrame, setText } from "./element.js";
+import { endIsSeen, followEnd, showEnd } from "./follow.js";
 import { RoundView } from "./round_view.js";
 import { Run } from "./run.js";
 import { Settings } from "./settings.js";
 import { SnippetView } from "./snippet.js";
 import { TokenView } from "./token_view.js";
 import { TreeView } from "./tree_view.js";
+import { counts, TurnView } from "./turn_view.js";
 
 export class Lane {
   /** name: "A" or "B". hooks: saved() after anything worth keeping changed, point(lane, param) shows a field,
-   * refused(error) hears of every error. */
+   * refused(error) hears of every error, floor() is where the screen ends for what scrolls. */
   constructor(name, catalogue, hooks) {
     this.name = name;
     this.hooks = hooks;
     this.turns = [];
+    this.shown = []; // a TurnView for each turn
     this.run = null;
     this.settings = new Settings(name, catalogue, () => {
       this.title.textContent = this.settings.title;
@@ -67,12 +70,10 @@ export class Lane {
   }
 
   history() {
-    return this.turns
-      .filter((turn) => turn.state === "done" && turn.text !== "")
-      .flatMap((turn) => [
-        { role: "user", content: turn.user },
-        { role: "assistant", content: turn.text },
-      ]);
+    return this.turns.filter(counts).flatMap((turn) => [
+      { role: "user", content: turn.user },
+      { role: "assistant", content: turn.text },
+    ]);
   }
 
   stop() {
@@ -90,22 +91,47 @@ export class Lane {
   }
 
   draw() {
+    const followed = this.end !== null && endIsSeen(this.end, this.hooks.floor());
     const { run } = this;
     if (run) {
       const turn = this.turns[this.turns.length - 1];
       turn.text = run.text;
       turn.state = run.state;
       turn.note = noteOf(run);
-      this.status.textContent = statusOf(run);
+      setText(this.status, statusOf(run));
       for (const view of this.views) if (view !== this.snippet) view.show(run);
       if (run.error && this.alert.hidden) {
         this.hooks.refused(run.error);
         this.fail(run.error);
       }
     }
-    this.transcript.replaceChildren(...this.turns.flatMap(bubbles));
-    this.transcript.lastElementChild?.scrollIntoView({ block: "nearest" });
+    this.write();
+    if (followed && this.end !== null) followEnd(this.end, this.hooks.floor());
     this.hooks.saved();
+  }
+
+  /** The turns, of which the last alone may change. */
+  write() {
+    if (this.turns.length < this.shown.length) {
+      this.shown = [];
+      this.transcript.replaceChildren();
+    }
+    this.shown.at(-1)?.show(this.turns[this.shown.length - 1]);
+    for (const turn of this.turns.slice(this.shown.length)) {
+      const view = new TurnView(turn);
+      this.shown.push(view);
+      this.transcript.append(...view.elements);
+    }
+  }
+
+  /** Where the conversation ends, null before it began. */
+  get end() {
+    return this.alert.hidden ? (this.shown.at(-1)?.last ?? null) : this.alert;
+  }
+
+  /** Brings the end of the conversation into view, wherever the reader is. */
+  reveal() {
+    if (this.end !== null) showEnd(this.end, this.hooks.floor());
   }
 
   fail(error) {
@@ -135,19 +161,6 @@ export class Lane {
   }
 }
 
-function bubbles(turn) {
-  const state = { running: "is being written", stopped: "stopped", failed: "failed" }[turn.state];
-  const answer = el(
-    "li",
-    { class: `turn assistant ${turn.state}` },
-    el("span", { class: "who" }, "Model", state ? el("span", { class: "hint" }, ` — ${state}`) : null),
-    el("div", { class: "text" }, turn.text),
-    turn.note ? el("p", { class: "hint" }, turn.note) : null,
-  );
-  const question = el("li", { class: "turn user" }, el("span", { class: "who" }, "You"), el("div", { class: "text" }, turn.user));
-  return turn.state === "failed" && turn.text === "" ? [question] : [question, answer];
-}
-
 function noteOf(run) {
   if (run.state === "stopped") return "You stopped this answer.";
   if (run.state !== "done") return "";
@@ -166,7 +179,7 @@ function statusOf(run) {
 }
 
 function titleOf(error) {
-  if (error.status === undefined) return "This can't be sent yet.";
+  if (error.param && error.status === undefined) return "This can't be sent yet.";
   if (error.status === 400) return "The server can't do this as asked.";
   if (error.status === 401) return "The server wants a key.";
   if (error.status === 429) return "The server is busy; try again in a moment.";

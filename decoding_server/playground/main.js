@@ -26,9 +26,11 @@ class Page {
     const hooks = {
       saved: () => this.saved(),
       point: (lane, param) => this.point(lane, param),
+      floor: () => Math.min(innerHeight, this.composer.getBoundingClientRect().top),
       refused: (error) => error.status === 401 && withKey(() => getJson("v1/models")),
     };
     this.saved = () => {};
+    this.composer = find("composer");
     this.lanes = ["A", "B"].map((name) => new Lane(name, catalogue, hooks));
     this.model = find("model");
     // Names with a preset are left out: a preset is chosen in the settings, and those would win over the name's.
@@ -53,7 +55,7 @@ class Page {
   }
 
   listen() {
-    find("composer").addEventListener("submit", (event) => {
+    this.composer.addEventListener("submit", (event) => {
       event.preventDefault();
       this.ask();
     });
@@ -111,6 +113,7 @@ class Page {
     const asked = { model: this.model.value, traced: this.traced.checked };
     const work = this.active.map((lane) => lane.ask(text, asked));
     this.busy(true);
+    for (const lane of [...this.active].reverse()) lane.reveal(); // where both have no room, the first is seen
     await Promise.all(work);
     this.busy(false);
     const unsent = this.active.every((lane) => !lane.alert.hidden);
@@ -118,9 +121,11 @@ class Page {
   }
 
   busy(running) {
+    // A reader who has gone elsewhere meanwhile, or selected something, is not called back.
+    const here = running || document.activeElement === this.stop;
     this.send.hidden = running;
     this.stop.hidden = !running;
-    (running ? this.stop : this.input).focus();
+    if (here) (running ? this.stop : this.input).focus({ preventScroll: true });
   }
 
   state() {

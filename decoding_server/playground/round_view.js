@@ -1,6 +1,6 @@
 // Rounds of speculation: the drafted tree, and which of its nodes the model accepted.
 
-import { el, oncePerFrame, percent, svg, visible } from "./element.js";
+import { el, oncePerFrame, percent, setText, svg, visible } from "./element.js";
 import { layout } from "./tree_layout.js";
 
 const COLUMN = 104;
@@ -60,8 +60,9 @@ export class RoundView {
     const accepted = rounds.reduce((sum, one) => sum + one.accepted, 0);
     this.totals.textContent = `${drafted} tokens drafted, ${accepted} accepted: ${(1 + accepted / rounds.length).toFixed(2)} tokens a round`;
     this.sparks();
-    this.canvas.replaceChildren(picture(round));
-    this.said.textContent = sentence(round);
+    if (this.pictured !== round) this.canvas.replaceChildren(picture(round));
+    this.pictured = round;
+    setText(this.said, sentence(round));
   }
 
   sparks() {

@@ -101,9 +101,10 @@ export class Settings {
     const budget = this.budget.read();
     if (this.preset?.value) {
       const preset = this.catalogue.presets[this.preset.value];
-      fields.decoding = typeof preset === "object" ? { ...preset } : this.preset.value;
-      if (typeof fields.decoding === "object" && "strategy" in fields.decoding) return fields;
-      if (budget && typeof fields.decoding === "object") fields.decoding.budget = budget;
+      // Faulty ones alone are no object with slots: the server says what is wrong with them.
+      if (typeof preset !== "object" || "strategy" in (preset ?? {})) return { ...fields, decoding: this.preset.value };
+      fields.decoding = { ...preset };
+      if (budget) fields.decoding.budget = { ...preset?.budget, ...budget };
     } else {
       fields.decoding = {};
       for (const slot of Object.keys(SLOTS)) {
@@ -112,7 +113,7 @@ export class Settings {
       }
       if (budget) fields.decoding.budget = budget;
     }
-    if (traced && typeof fields.decoding === "object") withTrace(fields.decoding);
+    if (traced) withTrace(fields.decoding);
     return fields;
   }
 
@@ -148,24 +149,29 @@ export class Settings {
 
   /** Marks the field that an error names and goes there. False if there is none. */
   point(param) {
-    const all = this.inputs();
+    const all = this.inputs().filter((one) => !(this.slots.hidden && this.slots.contains(one)));
     const wanted = (param ?? "").replaceAll(/\[\d+\]/g, "");
     const parts = wanted.split(".");
     for (; parts.length > 0; parts.pop()) {
       const input = all.find((one) => one.dataset.path === parts.join("."));
       if (!input) continue;
       for (let box = input.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
-      input.setAttribute("aria-invalid", "true");
-      input.focus();
-      return true;
+      return mark(input);
     }
-    return false;
+    // Of a preset there are no fields: it is at fault itself.
+    return this.preset?.value && wanted.startsWith("decoding") ? mark(this.preset) : false;
   }
 
   /** Forgets the marks of an earlier error. */
   clear() {
-    for (const input of this.inputs()) input.removeAttribute("aria-invalid");
+    for (const input of [...this.inputs(), this.preset]) input?.removeAttribute("aria-invalid");
   }
+}
+
+function mark(input) {
+  input.setAttribute("aria-invalid", "true");
+  input.focus();
+  return true;
 }
 
 function withTrace(decoding) {

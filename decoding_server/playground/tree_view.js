@@ -1,6 +1,6 @@
 // The search tree, growing: fill is value, dashes are pruned, a double ring is a finished answer, the thick one won.
 
-import { amount, arrowKeys, el, oncePerFrame, svg, visible } from "./element.js";
+import { amount, arrowKeys, el, oncePerFrame, setText, svg, visible } from "./element.js";
 import { passed, worth } from "./search_tree.js";
 import { layout } from "./tree_layout.js";
 
@@ -78,8 +78,8 @@ export class TreeView {
         ...nodes,
       ),
     );
-    if (focused !== null) this.canvas.querySelector(`[data-node="${Number(focused)}"]`)?.focus();
-    this.caption.textContent = captionOf(tree);
+    if (focused !== null) this.canvas.querySelector(`[data-node="${Number(focused)}"]`)?.focus({ preventScroll: true });
+    setText(this.caption, captionOf(tree));
     this.tell();
   }
 
@@ -116,6 +116,10 @@ export class TreeView {
 
   tell() {
     const node = this.chosen === null ? null : this.run.tree.nodes.get(this.chosen);
+    // Nothing new of the node: its text stays as it is, scrolled and selected.
+    const told = JSON.stringify(node ? [node, this.run.tree.answers.has(node.id)] : null);
+    if (told === this.told) return;
+    this.told = told;
     if (!node) {
       this.detail.replaceChildren(el("p", { class: "hint" }, "Choose a node to read it (arrow keys move)."));
       return;

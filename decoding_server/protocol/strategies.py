@@ -35,6 +35,8 @@ class LoadedValue(TypedDict):
 
 
 class StrategyList(TypedDict):
+    """presets: by name, as objects with slots; one that is faulty stands as it was written."""
+
     object: Literal["list"]
     data: list[Strategy]
     presets: dict[str, Any]

@@ -171,6 +171,34 @@ def test_a_preset_takes_no_parameters(preset_server):
     assert refused(preset_server, {"strategy": "calm", "p": 0.5}) == "decoding.strategy"
 
 
+def test_a_preset_has_any_form_that_decoding_has(serve):
+    """A name, or a name with parameters; its own name inside it is the strategy's."""
+    presets = {
+        "vote": {"strategy": "majority", "samples": 3},
+        "mild": "dry",
+        "milder": "mild",
+        "top_k": {"strategy": "top_k", "k": 3},
+        "plain": {"sampler": "mirostat", "budget": {"seconds": 9}},
+        "lost": "nonsense",
+        "ring": "back",
+        "back": {"strategy": "ring"},
+    }
+    server = serve({"presets": presets, "decoding": "vote", "served_model_name": ["m"]})
+    assert decoding_of(server, None)["search"]["samples"] == 3
+    assert decoding_of(server, None, model="m@mild")["penalty"][0]["type"] == "dry"
+    assert decoding_of(server, {"strategy": "milder"})["penalty"][0]["type"] == "dry"
+    assert decoding_of(server, None, headers={HEADER: "top_k"})["sampler"] == [{"type": "top_k", "k": 3}]
+    assert refused(server, "lost") == "decoding"
+    assert refused(server, "ring") == "decoding.strategy"
+    listed = server.get("/v1/strategies").json()["presets"]
+    assert listed == presets | {
+        "vote": {"search": {"type": "majority", "samples": 3}},
+        "mild": {"penalty": {"type": "dry"}},
+        "milder": {"penalty": {"type": "dry"}},
+        "top_k": {"sampler": {"type": "top_k", "k": 3}},
+    }
+
+
 def test_strategies_are_listed_with_schemas(server):
     listing = server.get("/v1/strategies").json()
     by_name = {strategy["id"]: strategy for strategy in listing["data"]}

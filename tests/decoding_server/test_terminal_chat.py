@@ -1,5 +1,6 @@
 """The terminal chat in a real terminal (a pty) and in a pipe, against a real server around the scripted model."""
 
+import json
 import os
 import pty
 import re
@@ -7,14 +8,16 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from live_server import LiveServer, live_server
 
-from decoding_server.terminal_chat import ChatError, TerminalChat, cost_line, operations, shown
+from decoding_server.terminal_chat import ChatError, TerminalChat, cost_line, events, operations, read_chunk, shown
 from decoding_server.terminal_decoding import ChoiceError, DecodingChoice
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +181,7 @@ def test_it_ends_with_ctrl_d_and_with_quit(server: LiveServer) -> None:
         terminal.close()
 
 
-def chat(server: LiveServer, text: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+def chat(server: "LiveServer | OtherServer", text: str, *flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "decoding_server", "chat", "--url", server.url, *flags]
     return subprocess.run(command, input=text, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT_SECONDS)
 
@@ -225,7 +228,193 @@ def test_an_unreachable_server_is_one_line() -> None:
     assert said.stderr.count("\n") == 1
 
 
+# Servers that are none, or not ours
+
+HTML = b"<!doctype html><p>Welcome to the portal"
+
+
+class OtherServer(ThreadingHTTPServer):
+    """Answers GET with `strategies` and POST with `reply`, both with status 200. hangs: GET is never answered."""
+
+    daemon_threads = True
+
+    def __init__(self, reply: bytes = b"", strategies: bytes = HTML, hangs: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), OtherHandler)
+        self.reply, self.strategies, self.hangs = reply, strategies, hangs
+        self.asked = threading.Event()
+        self.ended = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+
+
+class OtherHandler(BaseHTTPRequestHandler):
+    server: OtherServer
+
+    def do_GET(self) -> None:
+        self.server.asked.set()
+        if self.server.hangs:
+            self.server.ended.wait(WAIT_SECONDS)
+        self.answer(self.server.strategies)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(self.server.reply)
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)  # HTTP/1.0: the end of the connection is that of the body
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def chunk(text: str) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+NO_CHUNK = "error: the server sent what is no chunk of an answer: "
+
+
+@pytest.mark.parametrize(
+    ("reply", "said", "fault"),
+    [
+        (HTML, "", "error: the server at URL/v1 sent no stream of events\n"),
+        (b"", "", "error: the server at URL/v1 sent no stream of events\n"),
+        (chunk("half an ans"), "half an ans\n", "error: the connection ended before the answer did\n"),
+        (chunk("half") + b"data: {\n\n", "half\n", NO_CHUNK + "{\n"),
+        (b"data: []\n\n", "", NO_CHUNK + "[]\n"),
+        (b'data: {"id": 1}\n\n', "", NO_CHUNK + '{"id": 1}\n'),
+        (b'data: {"choices": [{"delta": {"content": 3}}]}\n\n', "", NO_CHUNK + '{"choices": [{"delta": {"con'),
+        (b"data: \xff\n\n", "", NO_CHUNK + "\ufffd\n"),
+        (b'data: {"error": {"message": "it\\nbroke"}}\n\n', "", "error: it broke\n"),
+        (b'data: {"error": "it broke"}\n\n', "", "error: it broke\n"),
+    ],
+    ids=["html", "nothing", "cut", "no json", "a list", "no choices", "a number", "no utf-8", "error", "error text"],
+)
+def test_what_is_no_answer_is_one_line_and_a_failure(reply: bytes, said: str, fault: str) -> None:
+    with OtherServer(reply) as other:
+        found = chat(other, "hello\nhello\n")
+        assert (found.returncode, found.stdout) == (1, said)
+        assert found.stderr.startswith(fault.replace("URL", other.url))
+        assert found.stderr.count("\n") == 1
+
+
+def test_a_stream_of_another_server_is_an_answer() -> None:
+    """Without a space after the colon, with carriage returns, without costs; half a character is none."""
+    strange = {"choices": [{"delta": {"content": "l\u2028o\ud83d"}}], "usage": {"total": 3}, "error": None}
+    text = json.dumps(strange).replace("\\u2028", "\u2028")
+    reply = b": hello\r\n\r\n" + chunk("hel") + f"data:{text}\r\n\r\ndata:[DONE]\r\n\r\n".encode()
+    with OtherServer(reply) as other:
+        found = chat(other, "hello\nhello\n")
+        assert (found.returncode, found.stdout, found.stderr) == (0, "hell\u2028o\ufffd\n" * 2 + "\n", "")
+        terminal = Terminal(other.url)
+        assert terminal.ask("hello").endswith(
+            "\nnote: the server tells the cost in a form that this chat doesn't know\n"
+        )
+        terminal.close()
+
+
+@pytest.mark.parametrize(
+    "strategies", [HTML, b"[]", b'{"data": []}', b'{"data": [{}], "presets": {}}', b'{"data": [], "presets": 3}']
+)
+def test_a_server_that_lists_no_strategies_is_told_of_in_one_line(strategies: bytes) -> None:
+    with OtherServer(strategies=strategies) as other:
+        for line, flags in (("/strategy phi\n", ()), ("hello\n", ("--decoding", "phi"))):
+            found = chat(other, line, *flags)
+            assert (found.returncode, found.stdout) == (1, "")
+            assert found.stderr == (
+                f"error: the server at {other.url}/v1 doesn't list its strategies as this chat knows it\n"
+            )
+
+
+def test_ctrl_c_ends_a_command_and_not_the_chat() -> None:
+    with OtherServer(chunk("well") + b"data: [DONE]\n\n", hangs=True) as other:
+        terminal = Terminal(other.url)
+        terminal.type("/strategy phi")
+        assert other.asked.wait(WAIT_SECONDS)
+        terminal.interrupt()
+        terminal.until(r"error: stopped\n> $")
+        assert terminal.ask("hello") == "well\n"
+        terminal.close()
+
+
+def test_an_answer_that_is_stopped_in_a_pipe_is_a_failure(server: LiveServer) -> None:
+    command = [sys.executable, "-m", "decoding_server", "chat", "--url", server.url]
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"~\nhello\n")
+    process.stdin.flush()
+    assert process.stdout.read(2) == b"zz"
+    process.send_signal(signal.SIGINT)
+    said, fault = process.communicate(timeout=WAIT_SECONDS)
+    assert re.fullmatch(rb"z*\n", said)
+    assert (process.returncode, fault) == (1, b"error: stopped\n")
+
+
+def test_a_reader_that_leaves_ends_the_chat_without_a_word(server: LiveServer) -> None:
+    command = [sys.executable, "-m", "decoding_server", "chat", "--url", server.url]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(b"~\n")
+    process.stdin.flush()
+    assert process.stdout.read(2) == b"zz"
+    process.stdout.close()
+    assert process.wait(WAIT_SECONDS) == 1
+    assert process.stderr.read() == b""
+    process.stdin.close()
+    process.stderr.close()
+
+
+def test_what_is_no_text_of_the_locale_is_replaced(server: LiveServer) -> None:
+    command = [sys.executable, "-m", "decoding_server", "chat", "--url", server.url]
+    for encoding, line, said in (("utf-8", b"a\xffb\n", "a\ufffdb\n\n".encode()), ("ascii", b"a\xffb\n", b"a?b\n\n")):
+        environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+        found = subprocess.run(command, input=line, env=environment, capture_output=True, timeout=WAIT_SECONDS)
+        assert (found.returncode, found.stdout, found.stderr) == (0, said, b"")
+
+
+@pytest.mark.parametrize(("url", "flags"), [("http://[::1", ()), ("", ()), (None, ("--api-key", "k\u00e9\ny"))])
+def test_an_address_or_a_key_that_can_not_be_is_one_line(
+    server: LiveServer, url: str | None, flags: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "decoding_server", "chat", "--url", server.url if url is None else url, *flags]
+    found = subprocess.run(command, input="hello\n", env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+
+
 # What is decided without a terminal
+
+
+def test_lines_end_where_the_stream_says() -> None:
+    text = 'data: {"a": "\u2028\u0085"}\n\n: ping\ndata: b\r\n'.encode()
+    expected = ['{"a": "\u2028\u0085"}'.encode(), b"b"]
+    for size in (1, 7, 1000):
+        pieces = (text[start : start + size] for start in range(0, len(text), size))
+        assert list(events(pieces)) == expected
+
+
+def test_a_chunk_may_tell_nothing() -> None:
+    empty = read_chunk(b'{"choices": [], "usage": null, "warnings": null}')
+    assert (empty.text, empty.usage, empty.warnings) == ("", {}, [])
 
 
 class Breaking(TerminalChat):
@@ -269,6 +458,26 @@ def test_choices_add_up_by_slot() -> None:
             choice.limit(words)
     with pytest.raises(ChoiceError, match="takes no parameters"):
         choice.choose("mild", '{"a": 1}')
+
+
+def test_a_preset_may_have_the_name_of_a_strategy_and_never_stands_for_itself() -> None:
+    presets = {"top_k": {"strategy": "top_k", "k": 3}, "ring": "back", "back": "ring"}
+    choice = DecodingChoice({"top_k": "sampler"}, presets)
+    choice.choose("top_k")
+    assert choice.body() == {"sampler": {"type": "top_k", "k": 3}}
+    with pytest.raises(ChoiceError, match="'ring' is unknown"):
+        choice.choose("ring")
+
+
+def test_a_budget_in_a_decoding_has_numbers() -> None:
+    choice = DecodingChoice({}, {})
+    choice.take({"budget": {"seconds": None, "output_tokens": 3}})
+    assert choice.lines() == ["budget: output_tokens 3"]
+    for limit in ("soon", True, 0, -1, [3]):
+        with pytest.raises(ChoiceError, match="is no limit"):
+            choice.take({"budget": {"seconds": limit}})
+    with pytest.raises(ChoiceError, match="is no limit"):
+        choice.take({"budget": {"tokens": 3}})
 
 
 SPEND = {

@@ -31,7 +31,12 @@ def runtime(**options: int) -> Any:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RuntimeServer]:
-    with serve_runtime(runtime(), {"presets": {"careful": {"sampler": {"type": "min_p", "p": 0.1}}}}) as live:
+    presets = {
+        "careful": {"sampler": {"type": "min_p", "p": 0.1}},
+        "vote": {"strategy": "majority", "samples": 3},
+        "short": {"sampler": {"type": "top_k", "k": 0}, "budget": {"output_tokens": 9, "seconds": 60}},
+    }
+    with serve_runtime(runtime(), {"presets": presets}) as live:
         yield live
 
 
@@ -229,6 +234,36 @@ def test_stop_frees_the_request(page: Visit, server: RuntimeServer) -> None:
     assert idle(server)
 
 
+def test_a_stopped_answer_is_part_of_the_conversation(page: Visit) -> None:
+    page.ask("~")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zzz")
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane()).to_contain_text("You stopped this answer.")
+    said = page.answer()
+    page.ask("ok")
+    page.finished()
+    first, second, third = body_of(page)["messages"]
+    assert (first["content"], third["content"]) == ("~", "ok")
+    assert second == {"role": "assistant", "content": said}
+    expect(page.lane()).not_to_contain_text("not part of the conversation")
+
+
+def test_a_turn_that_is_not_sent_again_says_so(page: Visit) -> None:
+    """One that failed, and one that was stopped before it had a text."""
+    page.ask("!")
+    expect(page.lane().locator(".user")).to_contain_text("You — not part of the conversation")
+    page.choose("search", "majority")
+    page.fill("max_tokens", "1500")
+    page.ask("~")
+    expect(page.lane().locator(".user").last).not_to_contain_text("not part")
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane().locator(".user").last).to_contain_text("You — not part of the conversation")
+    page.choose("search", "")
+    page.ask("ok")
+    page.finished()
+    assert [one["content"] for one in body_of(page)["messages"]] == ["ok"]
+
+
 def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: RuntimeServer) -> None:
     page.choose("sampler", "min_p")
     page.ask("~")
@@ -242,6 +277,143 @@ def test_a_reload_in_mid_stream_keeps_what_was_there(page: Visit, server: Runtim
     page.ask("again")
     page.finished()
     assert page.answer() == "again"
+    assert [one["content"][:5] for one in body_of(page)["messages"]] == ["~", "zzzzz", "again"]
+
+
+SEARCH = {"step": "chunk", "step_tokens": "4", "beams": "4", "samples": "2", "temperature": "1"}
+NODES = "document.querySelectorAll('[data-node]').length"
+WRITTEN = "document.querySelector('.assistant:last-child .text').textContent.length"
+
+
+def grown(page: Visit, count: str, more: int) -> None:
+    """Waits until a count of things on the page is greater by so many."""
+    page.page.wait_for_function(f"count => {count} >= count", arg=page.page.evaluate(count) + more)
+
+
+def search_without_end(page: Visit) -> None:
+    page.settings()
+    page.choose("search", "step-beam")
+    for name, value in SEARCH.items():
+        page.fill(f"decoding.search.{name}", value)
+    page.fill("decoding.budget.forward_tokens", "5000")
+    page.ask("~")
+    grown(page, NODES, 8)
+
+
+def test_a_live_tree_can_be_kept_in_view(visit: Callable[..., Visit]) -> None:
+    page = visit(viewport={"width": 360, "height": 480})
+    search_without_end(page)
+    place = "document.querySelector('.tree').getBoundingClientRect().top"
+    page.page.evaluate(f"scrollBy(0, {place} - 20)")
+    expect(page.lane().locator(".transcript")).not_to_be_in_viewport()
+    before = page.page.evaluate(place)
+    grown(page, NODES, 8)
+    assert abs(page.page.evaluate(place) - before) < 2
+
+
+def test_a_chosen_node_calls_nobody_back_and_its_text_stays_selected(visit: Callable[..., Visit]) -> None:
+    page = visit(**NARROW)
+    search_without_end(page)
+    page.page.locator("[data-node]").nth(1).click()
+    text = page.part("Text of the node")
+    text.evaluate("one => getSelection().setBaseAndExtent(one.firstChild, 0, one.firstChild, 3)")
+    page.page.evaluate("scrollTo(0, 0)")
+    grown(page, NODES, 8)
+    assert page.page.evaluate("[scrollY, getSelection().toString()]") == [0, "zzz"]
+    expect(page.page.locator("[data-node]").nth(1)).to_be_focused()
+
+
+def test_a_growing_answer_is_followed_above_the_message(visit: Callable[..., Visit]) -> None:
+    page = visit(**NARROW)
+    page.settings()
+    page.fill("max_tokens", "200")
+    page.ask("x\n" * 60 + "x")
+    page.finished()
+    end, floor = (page.page.locator(one).last.bounding_box() for one in (".turn.assistant", "#composer"))
+    assert end is not None
+    assert floor is not None
+    assert end["height"] > 740
+    assert 0 < end["y"] + end["height"] <= floor["y"] + 1
+
+
+def test_a_new_turn_is_shown_once_and_a_reader_who_leaves_is_left(visit: Callable[..., Visit]) -> None:
+    page = visit(viewport={"width": 1000, "height": 500})
+    page.fill("max_tokens", "1500")
+    page.ask("~" + "\n" * 40 + "x")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zz")
+    expect(page.lane().locator(".assistant .text")).to_be_in_viewport()
+    page.page.evaluate("scrollTo(0, 0)")
+    grown(page, WRITTEN, 10)
+    assert page.page.evaluate("scrollY") == 0
+    page.page.get_by_role("button", name="Stop").click()
+    expect(page.lane()).to_contain_text("You stopped this answer.")
+    page.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.lane().locator(".assistant")).not_to_be_in_viewport()
+    page.ask("hello")
+    page.finished()
+    expect(page.lane().locator(".assistant").last).to_be_in_viewport(ratio=1)
+
+
+def test_a_selection_outlives_what_is_written_meanwhile(page: Visit) -> None:
+    page.ask("hello")
+    page.finished()
+    page.fill("max_tokens", "1500")
+    for said in ("hello", "zzz"):
+        if said == "zzz":
+            page.page.get_by_role("button", name="Stop").click()
+        page.ask("~")
+        grown(page, WRITTEN, 3)
+        page.page.evaluate(
+            """said => {
+                const all = [...document.querySelectorAll(".assistant .text")];
+                const text = all.findLast((one) => one.textContent.startsWith(said)).firstChild;
+                getSelection().setBaseAndExtent(text, 0, text, said.length);
+            }""",
+            said,
+        )
+        grown(page, WRITTEN, 5)
+        assert page.page.evaluate("getSelection().toString()") == said
+
+
+def test_the_end_of_an_answer_takes_no_focus_from_elsewhere(page: Visit) -> None:
+    page.ask("~")
+    expect(page.lane().locator(".assistant .text")).to_contain_text("zz")
+    page.page.locator("#theme").focus()
+    page.finished()
+    expect(page.page.locator("#send")).to_be_visible()
+    expect(page.page.locator("#theme")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("<!doctype html><p>Welcome", "The connection ended before the answer did."),
+        ('data: {"id": 1}\n\n', 'The server sent what is no part of an answer: {"id": 1}'),
+        ("data: {\n\n", "The server sent what is no part of an answer: {"),
+        (None, "fetch"),
+    ],
+    ids=["html", "no choices", "no json", "no server"],
+)
+def test_what_is_no_answer_is_told_of(page: Visit, body: str | None, fault: str) -> None:
+    def reply(route: Any) -> None:
+        route.abort() if body is None else route.fulfill(status=200, body=body)
+
+    page.page.route("**/v1/chat/completions", reply)
+    page.ask("hello")
+    alert = page.lane().get_by_role("alert")
+    expect(alert).to_contain_text("The request failed.")
+    expect(alert).to_contain_text(fault)
+    expect(page.page.get_by_label("Message")).to_have_value("hello")
+
+
+def test_a_stream_with_carriage_returns_is_an_answer(page: Visit) -> None:
+    """As a proxy may write it; without a space after the colon, too."""
+    chunk = 'data:{"choices": [{"index": 0, "delta": {"content": "well"}}]}'
+    body = f"{chunk}\r\n\r\ndata: [DONE]\r\n\r\n"
+    page.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=body))
+    page.ask("hello")
+    expect(page.lane().locator(".status")).to_have_text("Done.")
+    assert page.answer() == "well"
 
 
 @pytest.mark.parametrize("search", ["", "majority"])
@@ -314,6 +486,29 @@ def test_a_preset(page: Visit) -> None:
     page.finished()
     expect(page.lane().locator("h2")).to_contain_text("careful")
     assert body_of(page)["decoding"] == {"sampler": {"type": "min_p", "p": 0.1}, "trace": "full"}
+
+
+def test_a_preset_by_a_strategys_name_takes_a_budget_and_is_traced(page: Visit) -> None:
+    page.page.locator("#preset-A").select_option("vote")
+    page.fill("decoding.budget.output_tokens", "3")
+    page.ask("hello")
+    page.finished()
+    search = {"type": "majority", "samples": 3, "trace": "full"}
+    assert body_of(page)["decoding"] == {"search": search, "budget": {"output_tokens": 3}}
+    expect(page.page.locator("[data-node]").nth(1)).to_be_visible()
+    expect(page.part("Cost")).to_contain_text("3 of 3 — spent")
+
+
+def test_a_typed_budget_joins_that_of_a_preset(page: Visit) -> None:
+    page.page.locator("#preset-A").select_option("short")
+    page.fill("decoding.budget.output_tokens", "4")
+    page.ask("hello")
+    alert = page.lane().get_by_role("alert")
+    expect(alert).to_contain_text("'decoding.sampler.k'")
+    assert body_of(page)["decoding"]["budget"] == {"output_tokens": 4, "seconds": 60}
+    # The field at fault is the preset's, and hidden: the page leads to the preset.
+    alert.get_by_role("button", name="Show the field").click()
+    expect(page.page.locator("#preset-A")).to_be_focused()
 
 
 def body_of(page: Visit) -> dict[str, Any]:
