@@ -6,19 +6,21 @@ the input and keep the expected output.
 """
 
 import ast
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled
+from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled, constant
 from strategies.sandbox.inside.codec import encode
+from strategies.sandbox.inside.work import Work
 from strategies.sandbox.outcome import Program
 
 MAX_SOURCE = 16 << 10
 MAX_CALLS = 8
+ARGUMENTS_WORK = 1 << 15
+"""Units for all arguments of a test: they are evaluated and encoded on the event loop, when a request is read."""
 
 Unit = dict[str, Any]
 """One thing to do inside, as the worker's job has it: {"call": …}, {"statement": …} or {"stdin": …}."""
@@ -122,10 +124,13 @@ def parsed(source: str, mode: str, entry_point: str | None) -> Any:
 
 
 def taken_apart(source: str, expression: ast.expr, entry_point: str) -> CallCheck | None:
-    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values."""
+    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values.
+
+    Changes the expression.
+    """
     calls = Calls(entry_point)
     try:
-        comparison = compiled(calls.visit(copy.deepcopy(expression)))
+        comparison = compiled(calls.visit(expression))
     except (Unsupported, RecursionError):
         return None
     return CallCheck(source, tuple(calls.units), comparison) if calls.units else None
@@ -137,24 +142,29 @@ class Calls(ast.NodeTransformer):
     def __init__(self, entry_point: str) -> None:
         self.entry_point = entry_point
         self.units: list[Unit] = []
+        self.work = Work(ARGUMENTS_WORK)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if not (isinstance(node.func, ast.Name) and node.func.id == self.entry_point):
             return self.generic_visit(node)
-        positional = [argument(part) for part in node.args]
-        named = {str(part.arg): argument(part.value) for part in node.keywords if part.arg is not None}
+        positional = [argument(part, self.work) for part in node.args]
+        named = {str(part.arg): argument(part.value, self.work) for part in node.keywords if part.arg is not None}
         if len(named) != len(node.keywords) or len(self.units) == MAX_CALLS:
             raise Unsupported("unpacked arguments, or too many calls")
         self.units.append({"call": [positional, named]})
         return ast.Name(f"{HOLE}{len(self.units) - 1}", ast.Load())
 
 
-def argument(node: ast.expr) -> list[Any]:
+def argument(node: ast.expr, work: Work) -> list[Any]:
     """An argument's encoded value. Raises Unsupported unless it evaluates, without the program, to a built-in value."""
     try:
-        encoded = encode(compiled(node)({}), 1 << 18)
+        value = constant(node, work)
+        work.spend(work.size(value))
+        encoded = encode(value, 1 << 18)
+    except Unsupported:
+        raise
     except (TypeError, ArithmeticError, LookupError, ValueError, MemoryError) as error:
-        raise Unsupported(str(error)) from None
+        raise Unsupported(f"an argument raises {type(error).__name__}") from None
     if opaque(encoded):
         raise Unsupported("an argument without a built-in value")
     return encoded

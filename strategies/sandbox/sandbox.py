@@ -26,17 +26,13 @@ from strategies.sandbox.worker import WorkerFailed
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 1 << 14
-"""Results longer than this are judged in a thread."""
-
 
 @dataclass(slots=True)
 class Seen:
-    """What has been observed of one test. output: what its script printed; size: bytes of records, about."""
+    """What has been observed of one test. output: what its script printed."""
 
     observations: list[Observation] = field(default_factory=list)
     output: bytes = b""
-    size: int = 0
 
 
 class SandboxListener(Protocol):
@@ -93,9 +89,8 @@ class Sandbox:
         seen = [Seen() for _ in checks]
         for batch in batches(checks):
             await self._run_batch(program, batch, seen, limits)
-        if sum(s.size for s in seen) > INLINE_BYTES:
-            return await asyncio.to_thread(judge_all, checks, seen)
-        return judge_all(checks, seen)
+        # In a thread even for small results: what a test makes of them may be much work.
+        return await asyncio.to_thread(judge_all, checks, seen)
 
     async def _run_batch(
         self, program: Program, batch: list[tuple[int, Unit]], seen: list[Seen], limits: Limits
@@ -122,7 +117,6 @@ class Sandbox:
             for (index, _), observation in zip(batch, done.observations, strict=False):
                 seen[index].observations.append(observation)
                 seen[index].output = done.output
-                seen[index].size += observation.size
             batch = batch[len(done.observations) :]
 
     async def _probe_again(self) -> None:
