@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from strategies.sandbox.backends import BACKENDS, Backend
-from strategies.sandbox.checks import Check, StdinCheck, Unit
+from strategies.sandbox.checks import Check, StdinCheck, Unit, sent
 from strategies.sandbox.interpreter import find_interpreter
 from strategies.sandbox.judge import judge
 from strategies.sandbox.outcome import Limits, Outcome, Program, Result, SandboxUnavailable
@@ -138,7 +138,7 @@ class Sandbox:
 
 def batches(checks: Sequence[Check]) -> list[list[tuple[int, Unit]]]:
     """Units with their test's index, by process: scripts get one each, everything else shares one."""
-    shared = [(i, unit) for i, check in enumerate(checks) if not isinstance(check, StdinCheck) for unit in check.units]
+    shared = [(i, unit) for i, check in enumerate(checks) if not isinstance(check, StdinCheck) for unit in sent(check)]
     alone = [[(i, unit)] for i, check in enumerate(checks) if isinstance(check, StdinCheck) for unit in check.units]
     return ([shared] if shared else []) + alone
 

@@ -24,6 +24,8 @@ DECODING_WORK = 1 << 22
 
 DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+CROSSING = frozenset((type(None), bool, int, float, complex, str, bytes, *SEQUENCES, *DICTS))
+"""The types of values that cross."""
 DECIMAL = re.compile(r"-?[0-9]{1,4000}", re.ASCII)
 HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+", re.ASCII)
 
