@@ -63,6 +63,11 @@ class Sandbox:
     def backend(self) -> Backend:
         return self.pool.backend
 
+    @property
+    def broken(self) -> str | None:
+        """Why it failed twice in a row, or at its probes, last time; the next run probes again."""
+        return self._broken
+
     async def run(self, program: Program, checks: Sequence[Check], limits: Limits | None = None) -> list[Result]:
         """One result for each test, in order. When this returns, all of the program's processes are gone.
 
@@ -197,6 +202,8 @@ async def open_sandbox(
                     "UNTRUSTED PROGRAMS RUN WITHOUT A SANDBOX: they can read this server's files, use the network and "
                     "start processes. Never do this outside of a disposable container."
                 )
+            for other in reasons:
+                logger.warning("programs run in the sandbox %s, since a preferred one is not usable: %s", name, other)
             return Sandbox(pool, limits or Limits())
         await pool.close()
         reasons.append(f"{name}: {reason}")

@@ -213,8 +213,10 @@ async def test_a_failing_backend_is_no_result(any_sandbox: Sandbox) -> None:
     for _ in range(2):
         with pytest.raises(SandboxUnavailable, match=r"twice|no-such-python"):
             await any_sandbox.run(Program(IDENTITY, "f"), [check_assert("assert f(1) == 1", "f")])
+        assert "no-such-python" in str(any_sandbox.broken)
     any_sandbox.pool.backend = backend
     assert await returned(any_sandbox, IDENTITY, 1) == 1
+    assert any_sandbox.broken is None
 
 
 async def test_one_failure_is_made_good(any_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
