@@ -20,13 +20,17 @@ OUTPUT_KB = 64
 """What a program may print."""
 
 
+State = Literal["closed", "opening", "ready", "unavailable"]
+
+
 class SandboxState(TypedDict):
     """Whether programs can be run, by which backend, whether that confines them, and why not.
 
-    closed: nothing has needed it yet.
+    closed: nothing has needed it yet. unavailable, but with a backend: it has failed; the next program has it tried
+    again.
     """
 
-    state: Literal["closed", "opening", "ready", "unavailable"]
+    state: State
     backend: str | None
     confines: bool | None
     reason: str | None
@@ -62,18 +66,14 @@ class ProgramSandbox:
 
     @property
     def described(self) -> SandboxState:
-        backend = None if self.opened is None else self.opened.backend
+        if self.opened is None:
+            state: State = "unavailable" if self._reason else "closed" if self._opening is None else "opening"
+            return {"state": state, "backend": None, "confines": None, "reason": self._reason}
         return {
-            "state": "ready"
-            if backend is not None
-            else "unavailable"
-            if self._reason is not None
-            else "closed"
-            if self._opening is None
-            else "opening",
-            "backend": None if backend is None else backend.name,
-            "confines": None if backend is None else backend.confines,
-            "reason": self._reason,
+            "state": "ready" if self.opened.broken is None else "unavailable",
+            "backend": self.opened.backend.name,
+            "confines": self.opened.backend.confines,
+            "reason": self.opened.broken,
         }
 
     async def close(self) -> None:

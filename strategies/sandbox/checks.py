@@ -6,22 +6,31 @@ the input and keep the expected output.
 """
 
 import ast
-import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
-from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled
+from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled, constant, dotted
 from strategies.sandbox.inside.codec import encode
+from strategies.sandbox.inside.work import Work
 from strategies.sandbox.outcome import Program
 
 MAX_SOURCE = 16 << 10
 MAX_CALLS = 8
+ARGUMENTS_WORK = 1 << 15
+"""Units for all arguments of a test: they are evaluated and encoded on the event loop, when a request is read."""
 
 Unit = dict[str, Any]
 """One thing to do inside, as the worker's job has it: {"call": …}, {"statement": …} or {"stdin": …}."""
+
+COLLECTED = dict.fromkeys(
+    ("all", "any", "frozenset", "list", "max", "min", "set", "sorted", "sum", "tuple"), "iterable"
+)
+COLLECTED["len"] = "sized"
+"""Functions that need no more of a result than its items, so that it may be a generator, a range, a view, …; and what
+it must be for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,14 @@ class CallCheck:
     """Calls of the tested function and what must be true of their results, evaluated outside.
 
     comparison takes the results by name: f"{HOLE}{i}" for call i.
+    collected: "iterable" or "sized", by the calls whose results come out as the list of their items, if they are so and
+    not of built-in types. Not in the units, which are equal for equal calls.
     """
 
     source: str
     units: tuple[Unit, ...]
     comparison: Evaluation
+    collected: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,12 @@ class StdinCheck:
 
 
 Check = CallCheck | StatementCheck | StdinCheck
+
+
+def sent(check: Check) -> list[Unit]:
+    """A check's units as they go in."""
+    collected = check.collected if isinstance(check, CallCheck) else {}
+    return [unit | {"collect": collected[i]} if i in collected else unit for i, unit in enumerate(check.units)]
 
 
 def check_assert(source: str, entry_point: str) -> CallCheck | StatementCheck:
@@ -122,13 +140,16 @@ def parsed(source: str, mode: str, entry_point: str | None) -> Any:
 
 
 def taken_apart(source: str, expression: ast.expr, entry_point: str) -> CallCheck | None:
-    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values."""
+    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values.
+
+    Changes the expression.
+    """
     calls = Calls(entry_point)
     try:
-        comparison = compiled(calls.visit(copy.deepcopy(expression)))
+        comparison = compiled(calls.visit(expression))
     except (Unsupported, RecursionError):
         return None
-    return CallCheck(source, tuple(calls.units), comparison) if calls.units else None
+    return CallCheck(source, tuple(calls.units), comparison, calls.collected) if calls.units else None
 
 
 class Calls(ast.NodeTransformer):
@@ -137,24 +158,42 @@ class Calls(ast.NodeTransformer):
     def __init__(self, entry_point: str) -> None:
         self.entry_point = entry_point
         self.units: list[Unit] = []
+        self.collected: dict[int, str] = {}
+        self.work = Work(ARGUMENTS_WORK)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if not (isinstance(node.func, ast.Name) and node.func.id == self.entry_point):
+        if not self.is_ours(node):
+            name = dotted(node.func)
+            # With more arguments, max and min don't look into them.
+            if (
+                name in COLLECTED
+                and node.args
+                and self.is_ours(node.args[0])
+                and (len(node.args) == 1 or name == "sum")
+            ):
+                self.collected[len(self.units)] = COLLECTED[name]
             return self.generic_visit(node)
-        positional = [argument(part) for part in node.args]
-        named = {str(part.arg): argument(part.value) for part in node.keywords if part.arg is not None}
+        positional = [argument(part, self.work) for part in node.args]
+        named = {str(part.arg): argument(part.value, self.work) for part in node.keywords if part.arg is not None}
         if len(named) != len(node.keywords) or len(self.units) == MAX_CALLS:
             raise Unsupported("unpacked arguments, or too many calls")
         self.units.append({"call": [positional, named]})
         return ast.Name(f"{HOLE}{len(self.units) - 1}", ast.Load())
 
+    def is_ours(self, node: ast.expr) -> TypeGuard[ast.Call]:
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == self.entry_point
 
-def argument(node: ast.expr) -> list[Any]:
+
+def argument(node: ast.expr, work: Work) -> list[Any]:
     """An argument's encoded value. Raises Unsupported unless it evaluates, without the program, to a built-in value."""
     try:
-        encoded = encode(compiled(node)({}), 1 << 18)
+        value = constant(node, work)
+        work.spend(work.size(value))
+        encoded = encode(value, 1 << 18)
+    except Unsupported:
+        raise
     except (TypeError, ArithmeticError, LookupError, ValueError, MemoryError) as error:
-        raise Unsupported(str(error)) from None
+        raise Unsupported(f"an argument raises {type(error).__name__}") from None
     if opaque(encoded):
         raise Unsupported("an argument without a built-in value")
     return encoded

@@ -58,9 +58,14 @@ def judge_values(check: CallCheck, encoded: Sequence[Encoded], seconds: float) -
         agrees = bool(check.comparison({f"{HOLE}{index}": value for index, value in enumerate(values)}))
     except (TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
         # The comparison itself fails on this value, as it would in Python: `[1] < 2`, say.
-        message = text(f"{type(error).__name__}: {error}", 200)
-        return Result(Outcome.WRONG_VALUE, got, message=message, behaviour=behaviour, seconds=seconds)
+        return Result(Outcome.WRONG_VALUE, got, message=said(error), behaviour=behaviour, seconds=seconds)
     return Result(Outcome.PASS if agrees else Outcome.WRONG_VALUE, got, behaviour=behaviour, seconds=seconds)
+
+
+def said(error: Exception) -> str:
+    """An exception's class and text. A KeyError's text is the repr of the key, which may be of any size, or fail."""
+    words = bounded_repr(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return text(f"{type(error).__name__}: {words}", 200)
 
 
 def normalised(printed: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from strategies.sandbox.backends import Backend
-from strategies.sandbox.worker import Worker, WorkerFailed
+from strategies.sandbox.worker import STOP_SECONDS, Worker, WorkerFailed
 
 
 class Pool:
@@ -27,6 +27,8 @@ class Pool:
         """Holds the workers' own folders; its name is also in each worker's command line."""
         self._turn = asyncio.Semaphore(concurrency)
         self._idle: deque[asyncio.Task[Worker]] = deque()
+        self._live: set[Worker] = set()
+        """All that have started and are not yet freed, idle or at work."""
         self._closed = False
 
     @asynccontextmanager
@@ -37,22 +39,56 @@ class Pool:
             try:
                 yield worker
             finally:
-                await worker.stop()
+                await self._stop(worker)
+            if self._closed:
+                # It may have been killed, which must not look like a fault of the program.
+                raise self._gone()
 
     async def _take(self) -> Worker:
-        while self._idle:
+        while self._idle and not self._closed:
             start = self._idle.popleft()
             self._refill()
-            worker = await start
-            if worker.alive:
+            try:
+                worker = await start
+            except BaseException:
+                if start.done() and not start.cancelled() and start.exception() is None:
+                    # Cancelled in the moment in which the worker was there: it waits for the next.
+                    await self._put_back(start)
+                raise
+            if worker.alive and not self._closed:
                 return worker
-            await worker.stop()
+            await self._stop(worker)
+        if self._closed:
+            raise self._gone()
         self._refill()
-        return await Worker.start(self.backend, self.folder, self.folder)
+        return await self._start()
+
+    async def _put_back(self, start: asyncio.Task[Worker]) -> None:
+        if self._closed:
+            await self._stop(start.result())
+        else:
+            self._idle.appendleft(start)
+
+    async def _start(self) -> Worker:
+        worker = await Worker.start(self.backend, self.folder, self.folder)
+        self._live.add(worker)
+        if self._closed:
+            await self._stop(worker)
+            raise self._gone()
+        return worker
+
+    def _gone(self) -> WorkerFailed:
+        return WorkerFailed(f"{self.backend.name}: the sandbox is closed")
+
+    async def _stop(self, worker: Worker) -> None:
+        try:
+            await worker.stop()
+        finally:
+            self._live.discard(worker)
 
     def _refill(self) -> None:
         while not self._closed and len(self._idle) < self.warm:
-            self._idle.append(asyncio.create_task(Worker.start(self.backend, self.folder, self.folder)))
+            self._idle.append(asyncio.create_task(self._start()))
 
     async def start(self) -> None:
         """Begins to start the warm workers; returns at once."""
@@ -61,11 +97,19 @@ class Pool:
         self._refill()
 
     async def close(self) -> None:
-        """Ends idle workers and removes the folder. Those at work are ended by whoever uses them."""
+        """Ends idle workers and kills those at work, which their users then free; removes the folder."""
         self._closed = True
-        while self._idle:
-            start = self._idle.popleft()
+        starts = [*self._idle]
+        self._idle.clear()
+        for start in starts:
             start.cancel()
-            with contextlib.suppress(asyncio.CancelledError, WorkerFailed):
-                await (await start).stop()
+        started = await asyncio.gather(*starts, return_exceptions=True)
+        for worker in self._live:
+            worker.kill()
+        idle = [worker for worker in started if isinstance(worker, Worker)]
+        await asyncio.gather(*map(self._stop, idle), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                for worker in [*self._live]:
+                    await worker.freed.wait()
         shutil.rmtree(self.folder, ignore_errors=True)

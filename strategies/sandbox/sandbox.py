@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from strategies.sandbox.backends import BACKENDS, Backend
-from strategies.sandbox.checks import Check, StdinCheck, Unit
+from strategies.sandbox.checks import Check, StdinCheck, Unit, sent
 from strategies.sandbox.interpreter import find_interpreter
 from strategies.sandbox.judge import judge
 from strategies.sandbox.outcome import Limits, Outcome, Program, Result, SandboxUnavailable
@@ -26,17 +26,13 @@ from strategies.sandbox.worker import WorkerFailed
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 1 << 14
-"""Results longer than this are judged in a thread."""
-
 
 @dataclass(slots=True)
 class Seen:
-    """What has been observed of one test. output: what its script printed; size: bytes of records, about."""
+    """What has been observed of one test. output: what its script printed."""
 
     observations: list[Observation] = field(default_factory=list)
     output: bytes = b""
-    size: int = 0
 
 
 class SandboxListener(Protocol):
@@ -67,6 +63,11 @@ class Sandbox:
     def backend(self) -> Backend:
         return self.pool.backend
 
+    @property
+    def broken(self) -> str | None:
+        """Why it failed twice in a row, or at its probes, last time; the next run probes again."""
+        return self._broken
+
     async def run(self, program: Program, checks: Sequence[Check], limits: Limits | None = None) -> list[Result]:
         """One result for each test, in order. When this returns, all of the program's processes are gone.
 
@@ -93,9 +94,8 @@ class Sandbox:
         seen = [Seen() for _ in checks]
         for batch in batches(checks):
             await self._run_batch(program, batch, seen, limits)
-        if sum(s.size for s in seen) > INLINE_BYTES:
-            return await asyncio.to_thread(judge_all, checks, seen)
-        return judge_all(checks, seen)
+        # In a thread even for small results: what a test makes of them may be much work.
+        return await asyncio.to_thread(judge_all, checks, seen)
 
     async def _run_batch(
         self, program: Program, batch: list[tuple[int, Unit]], seen: list[Seen], limits: Limits
@@ -122,7 +122,6 @@ class Sandbox:
             for (index, _), observation in zip(batch, done.observations, strict=False):
                 seen[index].observations.append(observation)
                 seen[index].output = done.output
-                seen[index].size += observation.size
             batch = batch[len(done.observations) :]
 
     async def _probe_again(self) -> None:
@@ -144,7 +143,7 @@ class Sandbox:
 
 def batches(checks: Sequence[Check]) -> list[list[tuple[int, Unit]]]:
     """Units with their test's index, by process: scripts get one each, everything else shares one."""
-    shared = [(i, unit) for i, check in enumerate(checks) if not isinstance(check, StdinCheck) for unit in check.units]
+    shared = [(i, unit) for i, check in enumerate(checks) if not isinstance(check, StdinCheck) for unit in sent(check)]
     alone = [[(i, unit)] for i, check in enumerate(checks) if isinstance(check, StdinCheck) for unit in check.units]
     return ([shared] if shared else []) + alone
 
@@ -203,6 +202,8 @@ async def open_sandbox(
                     "UNTRUSTED PROGRAMS RUN WITHOUT A SANDBOX: they can read this server's files, use the network and "
                     "start processes. Never do this outside of a disposable container."
                 )
+            for other in reasons:
+                logger.warning("programs run in the sandbox %s, since a preferred one is not usable: %s", name, other)
             return Sandbox(pool, limits or Limits())
         await pool.close()
         reasons.append(f"{name}: {reason}")

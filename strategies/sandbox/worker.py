@@ -34,18 +34,22 @@ class Worker:
     def __init__(self, backend: Backend, label: str, folder: str) -> None:
         """label: names the sandbox in the list of processes; folder: where workers' own folders are made."""
         self.backend = backend
-        self.directory = make_directory(folder) if backend.needs_directory else None
         self.records = Records(0)
         self.exited: int | None = None
         """The exit status, once it has ended and is waited for."""
         self.usage: resource.struct_rusage | None = None
         self._inner: int | None = None
-        job, self.job = os.pipe()
-        self.output, output = os.pipe()
-        self.results, results = os.pipe()
-        self._info, info = os.pipe()
-        self._descriptors = {self.job, self.output, self.results, self._info}
+        self.freed = asyncio.Event()
+        """Nothing of it is left."""
+        self._reaping: asyncio.Task[None] | None = None
+        self._descriptors: set[int] = set()
+        self.directory = make_directory(folder) if backend.needs_directory else None
+        theirs: list[int] = []
         try:
+            job, self.job = self._pipe(theirs, writing=True)
+            output, self.output = self._pipe(theirs)
+            results, self.results = self._pipe(theirs)
+            info, self._info = self._pipe(theirs)
             setup = json.dumps({"label": label, "results": results, **backend.setup(self.directory)})
             self.process = subprocess.Popen(
                 backend.command(setup, info),
@@ -63,11 +67,19 @@ class Worker:
             self._close()
             raise
         finally:
-            for descriptor in (job, output, results, info):
+            for descriptor in theirs:
                 os.close(descriptor)
         self._descriptors.add(self._pidfd)
         for descriptor in self._descriptors:
             os.set_blocking(descriptor, False)
+
+    def _pipe(self, theirs: list[int], writing: bool = False) -> tuple[int, int]:
+        """The worker's end, added to `theirs`, and ours, which writes or reads."""
+        reader, writer = os.pipe()
+        its, ours = (reader, writer) if writing else (writer, reader)
+        theirs.append(its)
+        self._descriptors.add(ours)
+        return its, ours
 
     def _open_pidfd(self) -> int:
         try:
@@ -177,7 +189,10 @@ class Worker:
     async def stop(self) -> None:
         """Kills, waits, frees. Goes on by itself if the caller is cancelled. Raises WorkerFailed if it won't die."""
         self.kill()
-        await asyncio.shield(asyncio.ensure_future(self._reap()))
+        if self._reaping is None:
+            # One for all calls: an event loop knows only one waiter for a descriptor, and the first to end closes it.
+            self._reaping = asyncio.create_task(self._reap())
+        await asyncio.shield(self._reaping)
 
     async def _reap(self) -> None:
         try:
@@ -191,9 +206,10 @@ class Worker:
     def _close(self) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
-        self._descriptors = set()
+        self._descriptors, self._inner = set(), None
         if self.directory is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
+        self.freed.set()
 
     async def watch_directory(self) -> None:
         """Returns once the worker's own folder holds too much: no file system limits it there.

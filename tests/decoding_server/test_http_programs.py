@@ -162,6 +162,18 @@ def test_strategies_say_that_it_is_usable(server: RuntimeServer) -> None:
     assert "assert" in json.dumps(found["scattered-forest"]["parameters"])
 
 
+def test_strategies_say_that_it_has_failed(server: RuntimeServer) -> None:
+    """Until a program has it probed again."""
+    server.app.state.service.sandbox.opened._broken = "no more processes"
+    listed = httpx.get(f"{server.url}/v1/strategies", timeout=30).json()["sandbox"]
+    assert listed["state"] == "unavailable"
+    assert listed["reason"] == "no more processes"
+    assert server.post(CHAT, body()).status_code == 200
+    listed = httpx.get(f"{server.url}/v1/strategies", timeout=30).json()["sandbox"]
+    assert listed["state"] == "ready"
+    assert listed["reason"] is None
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES, COMPLETIONS])
 @pytest.mark.parametrize("stream", [False, True])
 def test_without_a_sandbox(without: RuntimeServer, path: str, stream: bool) -> None:

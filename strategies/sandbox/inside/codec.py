@@ -11,16 +11,21 @@ comparing with a dict is what tests do. Both sides use this module; the outer si
 
 import collections
 import re
+from collections.abc import Callable
 from typing import Any
+
+from strategies.sandbox.inside.work import TooMuch, Work
 
 MAX_DEPTH = 40
 DECIMAL_BITS = 8192
 """Longer integers are written in hexadecimal: decimal takes quadratic time, and Python refuses past 4,300 digits."""
-SAME_HASH = 64
-"""A set or dict with more members of one hash value is refused: building it takes quadratic time."""
+DECODING_WORK = 1 << 22
+"""Units for building the sets and dictionaries of one value."""
 
 DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+CROSSING = frozenset((type(None), bool, int, float, complex, str, bytes, *SEQUENCES, *DICTS))
+"""The types of values that cross."""
 DECIMAL = re.compile(r"-?[0-9]{1,4000}", re.ASCII)
 HEXADECIMAL = re.compile(r"-?0x[0-9a-f]+", re.ASCII)
 
@@ -102,10 +107,10 @@ def _encode(value: Any, depth: int, left: list[int]) -> Encoded:
 
 def decode(encoded: Any) -> Any:
     """The value. Raises Malformed; safe on hostile input (time linear in its size, depth bounded)."""
-    return _decode(encoded, MAX_DEPTH + 1)
+    return _decode(encoded, MAX_DEPTH + 1, Work(DECODING_WORK))
 
 
-def _decode(encoded: Any, depth: int) -> Any:
+def _decode(encoded: Any, depth: int, work: Work) -> Any:
     if type(encoded) is not list or not encoded or type(encoded[0]) is not str or depth < 0:
         raise Malformed("not a tagged value")
     tag, *rest = encoded
@@ -123,15 +128,15 @@ def _decode(encoded: Any, depth: int) -> Any:
     if type(content) is not list:
         raise Malformed(f"wrong content for {tag[:20]!r}")
     if tag == "dict":
-        return _dict(content, depth)
-    items = [_decode(item, depth - 1) for item in content]
+        return _hashing(work.mapping, [_pair(pair, depth, work) for pair in content])
+    items = [_decode(item, depth - 1, work) for item in content]
     if tag == "list":
         return items
     if tag == "tuple":
         return tuple(items)
     if tag in ("set", "frozenset"):
-        hashable(items)
-        return set(items) if tag == "set" else frozenset(items)
+        members = _hashing(work.members, items)
+        return members if tag == "set" else frozenset(members)
     raise Malformed(f"unknown tag {tag[:20]!r}")
 
 
@@ -159,24 +164,14 @@ def _float(content: Any) -> float:
         raise Malformed("not a float") from None
 
 
-def _dict(content: list[Any], depth: int) -> dict[Any, Any]:
-    pairs = []
-    for pair in content:
-        if type(pair) is not list or len(pair) != 2:
-            raise Malformed("not a pair")
-        pairs.append((_decode(pair[0], depth - 1), _decode(pair[1], depth - 1)))
-    hashable([key for key, _ in pairs])
-    return dict(pairs)
+def _pair(pair: Any, depth: int, work: Work) -> tuple[Any, Any]:
+    if type(pair) is not list or len(pair) != 2:
+        raise Malformed("not a pair")
+    return _decode(pair[0], depth - 1, work), _decode(pair[1], depth - 1, work)
 
 
-def hashable(items: list[Any]) -> None:
-    """Raises Malformed for members that have no hash, or too many with the same one.
-
-    Python's integers hash to themselves modulo 2^61 - 1, so a program can choose numbers that all collide.
-    """
+def _hashing(build: Callable[[Any], Any], items: list[Any]) -> Any:
     try:
-        hashes = sorted(map(hash, items))
-    except TypeError:
-        raise Malformed("a member without a hash") from None
-    if any(map(int.__eq__, hashes, hashes[SAME_HASH:])):
-        raise Malformed("too many members with the same hash")
+        return build(items)
+    except (TypeError, TooMuch) as error:
+        raise Malformed(str(error)) from None

@@ -5,6 +5,7 @@ object on stdin:
 
     {"source": str, "setup": str, "entry_point": str | null, "units": [unit, ...], "limits": {...}}
     unit: {"call": [[encoded, ...], {name: encoded}]} | {"statement": str} | {"stdin": str}
+          a call may have "collect": "iterable" or "sized", for a result of which only the items count
 
 Records, one JSON object a line on the result pipe: {"ev": "ready"}, then for unit i {"i": i, "ev": "start"} and one of
 
@@ -22,10 +23,11 @@ import gc
 import json
 import os
 import sys
+from itertools import islice
 from typing import Any
 
 from strategies.sandbox.inside import confine
-from strategies.sandbox.inside.codec import decode, encode
+from strategies.sandbox.inside.codec import CROSSING, decode, encode
 
 PROGRAM = "<program>"
 MAX_RECORD = 1 << 20
@@ -109,6 +111,8 @@ class Worker:
         arguments = [decode(argument) for argument in positional]
         keywords = {key: decode(argument) for key, argument in named.items()}
         value = function(*arguments, **keywords)
+        if "collect" in unit:
+            value = collected(value, unit["collect"])
         self.flush()
         try:
             encoded = encode(value, MAX_RECORD)
@@ -140,6 +144,21 @@ class Worker:
         except BaseException:
             message = ""
         self.record(i=index, ev="exc", type=str(type(error).__name__)[:100], message=message, line=line)
+
+
+def collected(value: Any, kind: str) -> Any:
+    """The items of a value that can't cross itself, as a list: of a generator, a range, a view, a deque, …
+
+    kind: "sized" leaves alone what has no length. No more items than a record can hold, so an endless generator ends
+    too, by being too large.
+    """
+    if type(value) in CROSSING or (kind == "sized" and not hasattr(type(value), "__len__")):
+        return value
+    try:
+        items = iter(value)
+    except TypeError:
+        return value
+    return list(islice(items, MAX_RECORD // 16 + 1))
 
 
 def replace_stdin(text: str) -> None:

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from strategies.sandbox.checks import CallCheck, StatementCheck, check_assert, check_call, check_input, check_stdin
+from strategies.sandbox.checks import (
+    CallCheck,
+    StatementCheck,
+    check_assert,
+    check_call,
+    check_input,
+    check_stdin,
+    sent,
+)
 from strategies.sandbox.inside.codec import decode, encode
 from strategies.sandbox.judge import judge
 from strategies.sandbox.outcome import Outcome, Result
@@ -100,6 +108,18 @@ def test_a_comparison_that_fails_or_costs_too_much(source: str, value: Any) -> N
     assert result.message
 
 
+def test_where_only_the_items_count() -> None:
+    """The units stay the same: whether two tests make one call is told by them."""
+    for function in ("list", "tuple", "sorted", "set", "frozenset", "sum", "min", "max", "any", "all"):
+        check = check_assert(f"assert f(0) and {function}(f(1)) == f(2)", "f")
+        assert [unit.get("collect") for unit in sent(check)] == [None, "iterable", None]
+        assert check.units[1] == check_assert("assert f(1)", "f").units[0]
+    assert sent(check_call("len(f(1))", "2", "f"))[0]["collect"] == "sized"
+    assert sent(check_assert("assert sum(f(1), 2) == sorted(f(2), reverse=True)", "f"))[0]["collect"] == "iterable"
+    for form in ("max(f(1), 2)", "max(2, f(1))", "list([f(1)])", "str(f(1))", "f(1)", "sorted(f(1)[0])", "type(f(1))"):
+        assert sent(check_assert(f"assert {form}", "f")) == [*check_assert("assert f(1)", "f").units]
+
+
 def test_huge_integers() -> None:
     number = 7**40_000
     assert verdict(f"assert f(1) == {hex(number)}", number).passed if len(hex(number)) < 16000 else True
@@ -125,7 +145,7 @@ def test_huge_integers() -> None:
         "assert f(9 ** 9 ** 9) == 2",
         "assert f('a' * 10 ** 9) == 2",
         "assert f(1 / 0) == 2",
-        "assert f(" + "-" * 800 + "1) == 2",
+        "assert f(" + "-" * 1200 + "1) == 2",
         "assert repr(f(1)) == '2'",
         "assert f(1) == __import__('os')",
     ],

@@ -1,6 +1,7 @@
 """Nothing is left and nothing blocks: cancelling, killing, queueing, failing workers, a dying server."""
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -10,14 +11,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from attacking import LIMITS, leftovers, opened, outcome, processes, returned, unusable
+from attacking import LIMITS, leftovers, open_descriptors, opened, outcome, processes, returned, unusable
 
 from strategies.sandbox.backends import BACKENDS, Backend
 from strategies.sandbox.checks import check_assert
-from strategies.sandbox.interpreter import Interpreter
+from strategies.sandbox.interpreter import Interpreter, find_interpreter
 from strategies.sandbox.outcome import Limits, Outcome, Program, SandboxUnavailable
+from strategies.sandbox.pool import Pool
 from strategies.sandbox.sandbox import Sandbox
-from strategies.sandbox.worker import Worker, WorkerFailed
+from strategies.sandbox.worker import STOP_SECONDS, Worker, WorkerFailed
 
 FOREVER = "def f(x):\n    while True:\n        pass\n"
 IDENTITY = "def f(x):\n    return x\n"
@@ -62,6 +64,68 @@ async def test_cancelling_in_the_queue(any_sandbox: Sandbox) -> None:
         asyncio.CancelledError
     }
     assert await returned(any_sandbox, IDENTITY, 1) == 1
+
+
+async def test_cancelling_as_the_worker_gets_ready(any_sandbox: Sandbox) -> None:
+    """The one who waited for a worker is gone when it is there: it is kept for the next."""
+    pool = any_sandbox.pool
+    for _ in range(3):
+        start = asyncio.create_task(pool._start())
+        pool._idle.append(start)
+        running = asyncio.create_task(outcome(any_sandbox, IDENTITY))
+        start.add_done_callback(lambda _, running=running: running.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert list(pool._idle) == [start]
+        assert await returned(any_sandbox, IDENTITY, 1) == 1
+        assert start.result().freed.is_set()
+        assert not pool._live
+
+
+async def test_stopping_a_worker_many_times_at_once(any_sandbox: Sandbox) -> None:
+    """As happens when its user is cancelled while stopping it: none waits for a descriptor that another has closed."""
+    pool = any_sandbox.pool
+    for _ in range(3):
+        worker = await pool._start()
+        async with asyncio.timeout(STOP_SECONDS / 2):
+            await asyncio.gather(*(pool._stop(worker) for _ in range(3)))
+        assert worker.freed.is_set()
+
+
+async def test_closing_ends_programs_at_work(any_backend: str) -> None:
+    """They have no result: that they were killed is not their doing."""
+    descriptors = open_descriptors()
+    pool = Pool(BACKENDS[any_backend](find_interpreter()), concurrency=2, warm=1)
+    await pool.start()
+    sandbox = Sandbox(pool, LONG)
+    running = [asyncio.create_task(outcome(sandbox, FOREVER, LONG)) for _ in range(4)]
+    while len(pool._live) < 2:
+        await asyncio.sleep(0.01)
+    await sandbox.close()
+    ends = await asyncio.gather(*running, return_exceptions=True)
+    assert [type(end) for end in ends] == [SandboxUnavailable] * 4
+    assert leftovers(sandbox) == []
+    assert not os.path.exists(pool.folder)
+    assert open_descriptors() <= descriptors
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_too_many_open_files(any_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """A worker that can't be made leaves neither a folder nor the pipes it already has."""
+    pool, pipe, left = any_sandbox.pool, os.pipe, iter(range(after))
+
+    def scarce() -> tuple[int, int]:
+        if next(left, None) is None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pipe()
+
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pipe", scarce)
+        with pytest.raises(WorkerFailed, match="Too many open files"):
+            await Worker.start(pool.backend, pool.folder, pool.folder)
+    assert open_descriptors() <= before
+    assert os.listdir(pool.folder) == []
 
 
 async def test_killing_workers_while_they_start(any_sandbox: Sandbox) -> None:
@@ -149,8 +213,10 @@ async def test_a_failing_backend_is_no_result(any_sandbox: Sandbox) -> None:
     for _ in range(2):
         with pytest.raises(SandboxUnavailable, match=r"twice|no-such-python"):
             await any_sandbox.run(Program(IDENTITY, "f"), [check_assert("assert f(1) == 1", "f")])
+        assert "no-such-python" in str(any_sandbox.broken)
     any_sandbox.pool.backend = backend
     assert await returned(any_sandbox, IDENTITY, 1) == 1
+    assert any_sandbox.broken is None
 
 
 async def test_one_failure_is_made_good(any_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

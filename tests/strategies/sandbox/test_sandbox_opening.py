@@ -55,11 +55,17 @@ async def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         await open_sandbox(["bwrap"])
 
 
-async def test_only_what_is_allowed_comes_next(reasons: dict[str, str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_what_is_allowed_comes_next(
+    reasons: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says why the preferred one is not used."""
     if reasons["lsm"]:
         pytest.skip(reasons["lsm"])
     monkeypatch.setenv("PATH", "/nowhere")
-    assert await opened_name("bwrap", "lsm") == "lsm"
+    with caplog.at_level(logging.WARNING):
+        assert await opened_name("bwrap", "lsm") == "lsm"
+    assert "in the sandbox lsm" in caplog.text
+    assert "bwrap: the program bwrap is not installed" in caplog.text
 
 
 async def test_a_bubblewrap_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,222 @@
+"""Expressions of hostile tests on hostile values: paid for before they are done, refused where that would be too much.
+
+Without the bounds each of them works, but takes from tenths of a second to some seconds, and enlarged a little, minutes
+or gigabytes, with the interpreter's lock held.
+"""
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+from attacking import opened
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.sandbox import sandbox as sandbox_module
+from strategies.sandbox.checks import CallCheck, StatementCheck, check_assert, check_call
+from strategies.sandbox.expressions import WORK
+from strategies.sandbox.inside.codec import Malformed, decode, encode
+from strategies.sandbox.inside.work import TooMuch, Work
+from strategies.sandbox.judge import judge
+from strategies.sandbox.outcome import Outcome, Program, Result
+from strategies.sandbox.records import Observation
+
+PERIOD = (1 << 61) - 1
+"""Integers that differ by it hash alike."""
+NUMBERS = list(range(50_000))
+
+
+def short(value: Any) -> str:
+    return value[:40] if isinstance(value, str) else ""
+
+
+def verdict(source: str, *values: Any) -> Result:
+    check = check_assert(source, "f")
+    assert isinstance(check, CallCheck), source
+    return judge(check, [Observation(None, encode(value)) for value in values])
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("[[0] * 3000] * 3000 == [[0] * 3000] * 3000", 1),
+        ("([0] * 3000,) * 3000 <= ([0] * 3000,) * 3000", 1),
+        ("[[0] * 3000] * 3000 != [[0] * 2999 + [1]] * 3000", 1),
+        ("[[[0] * 200] * 200] * 200 == [[[0] * 200] * 200] * 200", 1),
+        ("[1, [[0] * 3000] * 3000] == [1, [[0] * 3000] * 3000]", 1),
+        ("[[0] * 3000] * 1500 + [[0] * 3000] * 1500 == [[0] * 3000] * 3000", 1),
+        ("([[0] * 3000] * 3000)[1:] == ([[0] * 3000] * 3000)[:-1]", 1),
+        ("([0] * 3000) in [[0] * 2999 + [1]] * 3000 or True", 1),
+        ("[f(1)] * 20 == [f(1)] * 20", [*NUMBERS[:-1], 0]),
+        ("((0,) * 3000,) * 3000 in {1: 2} or True", 1),
+        ("{1: 2, ((0,) * 3000,) * 3000: 3}", 1),
+        ("{((0,) * 3000,) * 3000}", 1),
+        ("{1: 2}[((0,) * 3000,) * 3000] if 0 else ((0,) * 3000,) * 3000 not in {1}", 1),
+        ("set([((0,) * 3000,) * 1000, ((0,) * 3000,) * 1001])", 1),
+        ("len(str([[0] * 3000] * 3000)) > 1", 1),
+        ("str([f(1)] * 15)", ["\U000e0001" * 10_000] * 8),
+        ("max([[0] * 3000] * 3000) == [0] * 3000", 1),
+        ("min([[0] * 3000] * 1500 + [[0] * 3000] * 1500) == [0] * 3000", 1),
+        ("sorted([[0] * 1000] * 1000)", 1),
+        ("isinstance(1, ((str,) * 3000,) * 3000) or True", 1),
+        ("len([0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000) > 1", 1),
+        (" and ".join(["[0] * 90000 != 1"] * 20), 1),
+        (" and ".join(["len(f(1)[:][:][:][:]) > 1"] * 7), NUMBERS),
+        (" and ".join(["list(range(90000))"] * 20), 1),
+        (" and ".join(["set(range(2000))"] * 600), 1),
+        ("len('a' * 10000000) > 1", 1),
+        ("('a' * 99 + 'b') in 'a' * 900000 or True", 1),
+        ("1.5 in range(100000) or " * 20 + "True", 1),
+        ("f(1) - f(1) == set()", {(0,) * 1000 + (PERIOD * n,) for n in range(40)}),
+    ],
+    ids=short,
+)
+def test_too_much_work(expression: str, value: Any) -> None:
+    result = verdict(f"assert f(0) and ({expression})", 1, *[value] * expression.count("f(1)"))
+    assert result.outcome is Outcome.WRONG_VALUE
+    assert result.message == "TooMuch: too much work to evaluate"
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("sum(f(1))", [1 << 1_000_000, *[1] * 100]),  # each addition would copy the large number
+        ("list(range(f(1), f(1)))", 1 << 1_000_000),
+        ("round(f(1), -1)", 1 << 1_000_000),
+        ("list[int]", 1),
+    ],
+    ids=short,
+)
+def test_refused_whatever_it_costs(expression: str, value: Any) -> None:
+    result = verdict(f"assert f(0) and ({expression})", 1, *[value] * expression.count("f(1)"))
+    assert result.outcome is Outcome.WRONG_VALUE
+    assert result.message.startswith("TypeError")
+
+
+@pytest.mark.parametrize("expression", ["str(f(1), 'punycode')", "type('A', (int,), {})", "str()"])
+def test_what_no_work_can_bound_runs_inside(expression: str) -> None:
+    assert isinstance(check_assert(f"assert f(1) and {expression}", "f"), StatementCheck)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "[[0] * 3000] * 3000 == [[0] * 3000] * 3000",
+        "len(str([[0] * 3000] * 3000))",
+        "[0] * 10000, [0] * 10000, key=[0] * 10000",
+        "'a' * 200000, 'a' * 200000",
+    ],
+)
+def test_arguments_have_one_budget(arguments: str) -> None:
+    """They are evaluated when a request is read, on the event loop, and held as long as the request runs."""
+    assert isinstance(check_assert(f"assert f({arguments}) == 1", "f"), StatementCheck)
+    assert isinstance(check_call(f"f({arguments})", "1", "f"), StatementCheck)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        f"[{'1,' * 8000}]",
+        f"({'[1],' * 4000})",
+        f"{{{','.join(map(str, range(3000)))}}}",
+        f"{{{','.join(f'{n}:1' for n in range(2000))}}}",
+        f"'{'a' * 16000}'",
+        "list(range(10000))",
+        "[0] * 16000",
+    ],
+    ids=short,
+)
+def test_long_arguments_that_go_in(argument: str) -> None:
+    check = check_assert(f"assert f({argument}) == 1", "f")
+    assert isinstance(check, CallCheck)
+    assert len(json.dumps(check.units)) > 16_000
+
+
+@pytest.mark.parametrize(
+    ("source", "values"),
+    [
+        ("assert sorted(f(1)) == list(range(50000))", [NUMBERS[::-1]]),
+        ("assert set(f(1)) == set(range(1000)) and len(f(1)) == 50000", [[n % 1000 for n in NUMBERS]] * 2),
+        ("assert f(1) == [0] * 50000", [[0] * 50_000]),
+        ("assert f(1) == 'ab' * 200000", ["ab" * 200_000]),
+        ("assert str(f(1))[:4] == '[0, '", [NUMBERS]),
+        ("assert f(1) == f(2) == f(3)", [NUMBERS] * 3),
+        ("assert sum(f(1), 1) == sum(range(50000)) + 1", [NUMBERS]),
+        ("assert max(f(1)) - min(f(2)) == 49999 and 49999 in f(3)", [NUMBERS] * 3),
+        ("assert set(f(1)) == {0}", [[0] * 1000]),
+        ("assert len({f(1): 1, 2: 3}) == 2 and {1: 2}[f(2)] == 2", [5, 1]),
+        ("assert f(1) == [[0] * 100] * 100", [[[0] * 100] * 100]),
+        ("assert '' * 3 == '' and [] * 10 ** 9 == [] and f(1)", [1]),
+    ],
+    ids=short,
+)
+def test_large_results_of_right_programs(source: str, values: list[Any]) -> None:
+    result = verdict(source, *values)
+    assert result.passed, result
+
+
+def test_the_text_of_an_exception_is_bounded() -> None:
+    """That of a KeyError is the repr of the key, which Python refuses for a huge integer."""
+    assert verdict("assert {1: 2}[f(1)]", 1 << 20_000).message.startswith("KeyError: 0x8000")
+    assert len(verdict("assert {1: 2}[f(1)]", tuple(NUMBERS)).message) <= 200
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.integers(), inner)
+)
+
+
+@given(VALUES, st.integers(0, 50))
+def test_size_is_that_of_the_unfolded_value(value: Any, times: int) -> None:
+    """A value that holds one object many times is as large as a copy of it without sharing."""
+    shared, unshared = [value] * times, [decode(encode(value)) for _ in range(times)]
+    assert Work(1 << 40).size(shared) == Work(1 << 40).size(unshared)
+
+
+def test_size_of_members_that_hash_alike() -> None:
+    """Each may be compared with every other."""
+    assert Work(WORK).size({PERIOD * n for n in range(30)}) > 30 * 30
+    assert Work(WORK).size({*range(30)}) == 31
+
+
+def test_size_ends_with_the_work() -> None:
+    with pytest.raises(TooMuch):
+        Work(1000).size(NUMBERS)
+    assert Work(1000).size("a" * 10_000) > 1000  # its size costs nothing to find out
+
+
+def alike(level: int, members: int) -> list[Any]:
+    """Different values with one hash: integers, or frozensets that differ in one member."""
+    if level == 0:
+        return [PERIOD * n for n in range(1, members + 1)]
+    inner = alike(level - 1, members + 1)
+    return [frozenset(inner[:n] + inner[n + 1 :]) for n in range(members)]
+
+
+def test_sets_of_sets_that_hash_alike_are_refused() -> None:
+    """Comparing two looks up each member among all others of its hash, which compares these in turn, and so on."""
+    few, many = encode(set(alike(2, 4))), encode(set(alike(2, 20)))
+    assert decode(few) == set(alike(2, 4))
+    assert len(json.dumps(many)) < 1 << 20
+    with pytest.raises(Malformed, match="too much work"):
+        decode(many)
+
+
+async def test_results_are_judged_off_the_event_loop(any_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are: what a test makes of them may be large."""
+    threads = []
+
+    def judging(*arguments: Any) -> Result:
+        threads.append(threading.current_thread())
+        return judge(*arguments)
+
+    monkeypatch.setattr(sandbox_module, "judge", judging)
+    async with opened(any_backend) as sandbox:
+        checks = [check_assert("assert f(1) == 1 or [[0] * 60000] * 60000 == [[0] * 60000] * 60000", "f")]
+        [result] = await asyncio.wait_for(sandbox.run(Program("def f(x):\n    return 2\n", "f"), checks), 60)
+    assert result.message == "TooMuch: too much work to evaluate"
+    assert threads
+    assert threading.current_thread() not in threads
