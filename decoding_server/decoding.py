@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from decoding_server.config import ConfigError
 from decoding_server.errors import InvalidField
-from decoding_server.protocol.decoding import ResolvedDecoding, resolved_strategy
+from decoding_server.protocol.decoding import DecodingOptions, ResolvedDecoding, resolved_strategy
+from decoding_server.request_body import validate
 from strategies import registry
 from strategies.runtime import Generation
 from strategies.sampling.row import stages_of
@@ -73,6 +75,20 @@ def expanded_presets(presets: Mapping[str, Any]) -> dict[str, Any]:
         with suppress(InvalidField):
             found[name] = expand(name, presets)
     return found
+
+
+def check_configured(default: Any, presets: Mapping[str, Any]) -> None:
+    """What requests would be refused for, before the first of them. default: decoding of those that ask for none.
+    Raises ConfigError that names the preset."""
+    named = {f"presets: {name!r}": name for name in presets}
+    for what, value in {**named, "decoding": default}.items():
+        try:
+            found = expand(value, presets)
+            if found is not None and not isinstance(found, dict):
+                raise ConfigError(f"{what}: must be a name or an object")
+            validate(DecodingOptions, found or {})
+        except InvalidField as error:
+            raise ConfigError(f"{what}: {error}") from None
 
 
 def resolved_decoding(

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from decoding_server.api_keys import configured_keys
 from decoding_server.app import create_app
 from decoding_server.config import ConfigError, LoadedConfig
+from decoding_server.decoding import check_configured
 from decoding_server.gate import Gate
 from decoding_server.request_log import configure_request_log
 from decoding_server.service import sampling_origin
@@ -297,10 +298,12 @@ class Serving:
 
 
 def run(loaded: LoadedConfig, load: Callable[[], Runtime]) -> int:
-    """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen."""
+    """Serves the runtime that `load` makes; returns the exit code. Raises ConfigError when it can't listen, and for
+    wrong keys and presets."""
     configure_logging(loaded.config.log_level, loaded.config.log_format)
     configure_request_log()
     configured_keys(loaded.config)
+    check_configured(loaded.config.decoding, loaded.config.presets)
     raise_file_limit()
     listener = listen(loaded.config.host, loaded.config.port)
     logger.info("configuration\n  %s", "\n  ".join(loaded.lines()))

@@ -135,6 +135,28 @@ def test_configuration_errors_are_one_line(tmp_path):
     assert result.stderr == f"error: config file {path}: unknown key 'prot'\n"
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("presets: {vote: {strategy: no-such}}", "error: presets: 'vote': 'decoding.strategy': 'no-such' is unknown"),
+        (
+            "presets: {vote: {search: {type: majority, samples: 0}}}",
+            "error: presets: 'vote': 'search.samples': ",
+        ),
+        ("presets: {vote: {seerch: majority}}", "error: presets: 'vote': 'seerch'"),
+        ("presets: {vote: 3}", "error: presets: 'vote': must be a name or an object"),
+        ("decoding: calm", "error: decoding: 'decoding': 'calm' is unknown"),
+    ],
+)
+def test_presets_are_checked_before_anything_is_loaded(tmp_path, content, words):
+    path = tmp_path / "server.yaml"
+    path.write_text(content + "\n")
+    result = command("serve", "--config", str(path), "--port", "0", "--log-level", "error")
+    assert result.returncode == 2
+    assert result.stderr.startswith(words)
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     result = command("serve", str(tmp_path / "nothing"), "--port", "0", "--log-level", "error")
     assert result.returncode == 1
