@@ -26,6 +26,7 @@ from strategies.search.committed_prefix import committed_length
 from strategies.search.node import End, Node
 from strategies.search.program_prompts import Prompts
 from strategies.search.trace import Trace
+from strategies.search.written_answer import write
 
 if TYPE_CHECKING:
     from strategies.sandbox.checks import Check
@@ -173,6 +174,22 @@ class SearchContext:
         """A child with given tokens, which nothing has to be computed for now. Its text may end the answer."""
         delta = Delta(tokens=list(tokens), logprobs=list(logprobs), finish_reason="length")
         return self._child(node, (*node.lineage, child), [delta], generated=False)
+
+    def write(self, text: str, *, child: int = 0, complete: bool = True) -> Node:
+        """An answer whose text the search has put together, for the client as it is: it ends before a stop string of
+        the client's, or at the most tokens that an encoding of it may have. complete: whether it ends by itself."""
+        answer, room = self.root.answer.fork(), self.room(self.root)
+        least = self.generation.stopping.min_tokens
+        tokens, whole = write(answer, text, self.runtime.tokenizer, max_tokens=room, min_tokens=least)
+        end: End = "stop" if answer.ended or (whole and complete) else "length"
+        finished = end == "stop" or not whole or len(tokens) == room
+        lineage, kept = (child,), tuple(tokens)
+        node = Node(
+            len(self.nodes), self.root, lineage, kept, kept, (), answer, end, finished=finished, depth=1, written=True
+        )
+        self.nodes.append(node)
+        self.trace.created(node, generated=False)
+        return node
 
     async def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """One sampled reply to each question, a prompt of the search's own: a fresh conversation where the request is

@@ -129,13 +129,16 @@ class SearchRun:
         sent, tokens = (self._sent, self._sent_tokens) if choice == 0 else (self._answer_text(), [])
         if list(node.tokens[: len(tokens)]) != tokens:
             raise RequestFailed("internal error: the answer is not what the search had committed to")
-        delta = self._pushed(sent, node, len(tokens), len(node.tokens))
-        text, entries = sent.finish()
-        delta.text += text
-        if delta.logprobs is not None:
-            delta.logprobs += entries
+        if node.written:
+            delta = Delta(node.text, list(node.tokens), logprobs=None if self.generation.logprobs is None else [])
+        else:
+            delta = self._pushed(sent, node, len(tokens), len(node.tokens))
+            text, entries = sent.finish()
+            delta.text += text
+            if delta.logprobs is not None:
+                delta.logprobs += entries
+            delta.stop_token = sent.stop_token
         delta.finish_reason, delta.stop_reason = self._reason(node)
-        delta.stop_token = sent.stop_token
         stream.put(delta)
 
     def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:

@@ -286,7 +286,7 @@ class Workshop:
 
     def _attempt(self, draft: Draft, depth: int, key: str, results: list[Result]) -> Attempt:
         number = len(self.attempts)
-        node = self._answer_node(self.presented(draft), number, cut=draft.source is None and draft.reply.end != "stop")
+        node = self._answer(draft, number)
         judged = len(results) - len(self.inputs)
         results, tried = results[:judged], results[judged:]
         loads = all(result.passed for result in results)
@@ -338,14 +338,9 @@ class Workshop:
             return draft.reply.text
         return draft.source if self.search.format == "raw" else f"```python\n{draft.source}```"
 
-    def _answer_node(self, text: str, number: int, *, cut: bool) -> Node:
-        """An answer of the request, whose tokens are those of the text; cut at the request's max_tokens."""
-        room = self.context.room(self.context.root)
-        tokens = self.context.runtime.tokenizer.encode(text, add_special_tokens=False)
-        node = self.context.append(self.context.root, tokens[:room], child=number)
-        if len(tokens) <= room and not cut:
-            node.finished, node.end = True, "stop"
-        return node
+    def _answer(self, draft: Draft, number: int) -> Node:
+        complete = draft.source is not None or draft.reply.end == "stop"
+        return self.context.write(self.presented(draft), child=number, complete=complete)
 
     def candidate(self, attempt: Attempt) -> Candidate:
         """Examples from the prompt stand for given tests where none are given."""
@@ -401,8 +396,7 @@ class Workshop:
             return [attempt.node for attempt in distinct.values()][: self.context.n]
         # Nothing was evaluated: a program that came too late for that, else the longest of what the model said.
         best = max(self.drafts, key=lambda draft: (draft.source is not None, len(draft.reply.text)))
-        cut = best.source is None and best.reply.end != "stop"
-        return [self._answer_node(self.presented(best), len(self.attempts), cut=cut)]
+        return [self._answer(best, len(self.attempts))]
 
     def _tell(self, best: Attempt | None) -> None:
         origins = Counter(test.origin for test in self.tests)

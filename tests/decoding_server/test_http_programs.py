@@ -109,6 +109,32 @@ def test_stream(server: RuntimeServer) -> None:
     assert [reason for reason in reasons if reason] == ["stop"]
 
 
+def test_special_tokens_in_a_program_are_its_text() -> None:
+    """What was tested is what the client gets, streamed or not, in every choice."""
+    programs = [code(f"""return a + b if "<|end|>" else {i}""") for i in range(2)]
+    answers = [program.removeprefix("Sure.\n").rstrip("\n") for program in programs]
+    search = {**SEARCH, "stop": "never", "k": 2, "trace": "full"}
+    with ScriptedCoder(seed=programs).serving() as runtime, serve_runtime(runtime) as live:
+        reply = live.post(CHAT, body(search, n=2, return_token_ids=True))
+        if reply.status_code == 503:
+            pytest.skip(reply.json()["error"]["message"])
+        streamed = live.post(CHAT, body(search, n=2, stream=True)).text
+    whole = reply.json()
+    (report,) = whole["trace"]
+    assert [choice["message"]["content"] for choice in whole["choices"]] == answers
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["stop"] * 2
+    assert [node["text"] for node in report["tree"] if "program" in node] == answers
+    assert report["verified"] == "given"
+    lengths = [len(choice["token_ids"]) for choice in whole["choices"]]
+    assert lengths == [len(answer) - len("<|end|>") + 1 for answer in answers]
+    assert whole["usage"]["completion_tokens"] == sum(lengths)
+    texts = ["", ""]
+    for line in streamed.splitlines():
+        for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else []:
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == answers
+
+
 SPY = """import os
     found = str(os.environ)
     for pid in (os.getppid(), 1, {pid}):
