@@ -12,7 +12,7 @@ from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
 from strategies.search.prompt_examples import entry_point_of
-from strategies.search.search import Search
+from strategies.search.search import Search, fault
 from strategies.search.visible_tests import GivenTest, ScriptTest, given_tests
 from strategies.search.workshop import Workshop
 
@@ -101,11 +101,11 @@ class CodingSearch(Search):
     def _usable_tests(self) -> "CodingSearch":
         scripts = [isinstance(test, ScriptTest) for test in self.tests]
         if any(scripts) and not all(scripts):
-            raise ValueError("tests: of a script and of a function can't be mixed")
+            raise fault("tests", "of a script and of a function can't be mixed")
         if sum(len(test.source) for test in self.tests) > MAX_TESTS:
-            raise ValueError(f"tests: together longer than {MAX_TESTS} characters")
+            raise fault("tests", f"together longer than {MAX_TESTS} characters")
         if any(scripts) and self.entry_point is not None:
-            raise ValueError("entry_point: a script has none")
+            raise fault("entry_point", "a script has none")
         return self
 
     @property

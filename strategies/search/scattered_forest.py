@@ -19,6 +19,7 @@ from strategies.search.program_choice import split_programs
 from strategies.search.program_forest import Direction, Expansion, ProgramForest, ProgramNode
 from strategies.search.program_prompts import STOCK, THEMES
 from strategies.search.program_replies import directions_of, lessons_of, same_words
+from strategies.search.search import fault
 from strategies.search.uct import SelectionRule
 from strategies.search.workshop import Workshop
 
@@ -64,7 +65,7 @@ class ScatteredForest(CodingSearch):
             # Without a tree no pass goes from a program to its children, so these would do nothing.
             idle = {"selection": self.selection == "puct", "c": self.c is not None, "stop": self.stop == "official"}
             if given := [name for name, asked in idle.items() if asked]:
-                raise ValueError(f"{given[0]}: has no meaning without a tree")
+                raise fault(given[0], "has no meaning without a tree")
         return self
 
     @property

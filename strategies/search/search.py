@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from strategies.registry import register
 from strategies.search.node import Node
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from strategies.speculative.speculation import Speculation
 
 TraceLevel = Literal["none", "summary", "full"]
+
+
+def fault(field: str, message: str) -> PydanticCustomError:
+    """What a validator of several parameters raises: it names the one at fault."""
+    return PydanticCustomError("value", "{message}", {"message": message, "field": field})
 
 
 class Search(BaseModel):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
 from strategies.search.prompt_examples import literal_calls, parse_examples
@@ -62,7 +62,25 @@ class ScriptTest(BaseModel):
         return f"{self.stdin}\0{self.stdout}"
 
 
-GivenTest = AssertTest | CallTest | ScriptTest
+KEYS = {"AssertTest": ("assert", "statement"), "CallTest": ("call", "expected"), "ScriptTest": ("stdin", "stdout")}
+
+
+def kind_of_test(given: object) -> str | None:
+    """Which of the three a test is meant to be, by its keys; None for what is no test at all."""
+    keys = given if isinstance(given, dict) else type(given).model_fields if isinstance(given, BaseModel) else ()
+    return next((kind for kind, names in KEYS.items() if any(name in keys for name in names)), None)
+
+
+GivenTest = Annotated[
+    Annotated[AssertTest, Tag("AssertTest")]
+    | Annotated[CallTest, Tag("CallTest")]
+    | Annotated[ScriptTest, Tag("ScriptTest")],
+    Discriminator(
+        kind_of_test,
+        custom_error_type="value",
+        custom_error_message="must be an object with 'assert', 'call' and 'expected', or 'stdin' and 'stdout'",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
