@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from strategies.context_room import check_room
 from strategies.errors import InvalidRequest
 from strategies.sandbox.outcome import Limits
+from strategies.search.asking import rendered
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
@@ -144,7 +146,9 @@ class CodingSearch(Search):
         return name
 
     def check_context(self, context: SearchContext) -> None:
-        self.function(context.question)
+        work = Workshop(self, context)
+        tokens = rendered(context.runtime.tokenizer, work.plain_question(), chat=context.is_chat)
+        check_room(len(tokens), None, context.runtime.info.max_model_len)
         if context.sandbox is not None:
             self.sandbox.within(context.sandbox.limits)
 

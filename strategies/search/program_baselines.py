@@ -136,8 +136,7 @@ class CodeGreedy(CodingSearch):
     runs_programs: ClassVar = False
 
     async def find(self, work: Workshop) -> None:
-        user = work.prompts.seed.format(task=work.task, entry_point=work.function)
-        await work.write(*([work.code_question("seed", "n0", user, 0.0, attempt=again)] for again in (0, 1)))
+        await work.write(*([work.plain_question(0.0, attempt=again)] for again in (0, 1)))
 
 
 def rewrite(work: Workshop, base: Attempt, number: int, reflection: str, attempt: int) -> Question:

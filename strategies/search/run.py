@@ -57,11 +57,14 @@ class SearchRun:
         prompt_text: str = "",
         question: str | None = None,
     ) -> None:
-        """generation: see `SearchContext`. Computes the prompt first, which every branch then shares.
+        """generation: see `SearchContext`. Computes the prompt first, which every branch then shares; of a search that
+        answers with a text of its own a single token, for its place in the queue.
 
         Raises what `Runtime.submit` raises, before anything runs.
         """
         self.search = search
+        if search.own_text:
+            generation = replace(generation, prompt=generation.prompt[:1])
         self.generation = generation
         self.trace = Trace(search.trace, self._traced)
         self.context = SearchContext(

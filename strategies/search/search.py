@@ -43,8 +43,9 @@ class Search(BaseModel):
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
     (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
-    the other, so drafts can foresee them. runs_programs: it needs the sandbox. own_text: the answer is put
-    together by the search, so it has no log-probabilities.
+    the other, so drafts can foresee them. runs_programs: it needs the sandbox. own_text: the answer is put together by
+    the search from replies to questions of its own, so it has no log-probabilities, and the request's prompt is neither
+    computed nor charged, and need not fit the model's context.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")

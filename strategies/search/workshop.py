@@ -105,6 +105,11 @@ class Workshop:
             stop=() if attempt else CODE_ENDS,
         )
 
+    def plain_question(self, temperature: float | None = None, *, attempt: int = 0) -> Question:
+        """For a first program, without a theme."""
+        user = self.prompts.seed.format(task=self.task, entry_point=self.function)
+        return self.code_question("seed", "n0", user, temperature, attempt=attempt)
+
     async def write(self, questions: Sequence[Question], again: Sequence[Question]) -> list[Draft]:
         """A draft for each question; where the reply holds no program, by the second question. Those that the budget
         cut off are no programs: evaluate those `kept`."""

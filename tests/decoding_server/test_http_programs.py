@@ -76,6 +76,25 @@ def test_chat(server: RuntimeServer) -> None:
     assert (asked["type"], asked["k"], asked["stop"]) == ("scattered-forest", 4, "eager")
 
 
+def test_the_chat_around_the_task_costs_nothing(server: RuntimeServer) -> None:
+    """It is no part of any question, so it is not computed, needs no budget, and may be longer than the context."""
+    task = {"role": "user", "content": "Write add(a, b), which adds."}
+    search = {**SEARCH, "k": 1, "seeds": 1}
+    short = server.post(CHAT, body(search)).json()["usage"]
+    for length in (3000, 9000):
+        messages = [{"role": "system", "content": "x" * length}, task]
+        budget = {"forward_tokens": short["decoding"]["target_tokens"] + short["decoding"]["cached_tokens"]}
+        asked = {**body(search, messages=messages), "decoding": {"search": search, "budget": budget}}
+        reply = server.post(CHAT, asked)
+        assert reply.status_code == 200, reply.text
+        usage = reply.json()["usage"]
+        assert reply.json()["choices"][0]["finish_reason"] == "stop"
+        assert usage["prompt_tokens"] == short["prompt_tokens"] + length + 2
+        assert usage["decoding"]["target_tokens"] <= budget["forward_tokens"]
+    error = refused(server.post(CHAT, body(search, messages=[{**task, "content": "add(1) " * 2000}])), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
 def test_metrics(server: RuntimeServer) -> None:
     def counted() -> dict[str, float]:
         text = httpx.get(f"{server.url}/metrics", timeout=30).text
