@@ -21,7 +21,7 @@ from strategies.runtime import (
     TokenLogprob,
 )
 from strategies.sandbox.outcome import SandboxUnavailable
-from strategies.search.asking import Question, Reply, rendered
+from strategies.search.asking import Question, Reply, generation_of, rendered
 from strategies.search.committed_prefix import committed_length
 from strategies.search.node import End, Node
 from strategies.search.program_prompts import Prompts
@@ -216,7 +216,7 @@ class SearchContext:
             room = self.runtime.info.max_model_len - len(tokens)
             if room > 0:
                 asked.append(place)
-                generations.append(self._question(question, tokens, room))
+                generations.append(generation_of(question, self.generation, tokens, room))
         replies = [Reply("", 0, "context") for _ in questions]
         for place, generation, deltas in zip(asked, generations, await self._collect(generations), strict=True):
             scored, prefix = generation.logprobs is not None, questions[place].prefix
@@ -410,24 +410,6 @@ class SearchContext:
             branch=lineage,
             logprobs=(base.logprobs or 0) if logprobs is None else max(logprobs, base.logprobs or 0),
             logprobs_mode=mode,
-            prompt_logprobs=None,
-        )
-
-    def _question(self, question: Question, tokens: list[int], room: int) -> Generation:
-        base = self.generation
-        heat = question.temperature
-        return replace(
-            base,
-            prompt=tokens,
-            answer=(),
-            sampling=base.sampling if heat is None else replace(base.sampling, temperature=heat),
-            stopping=StopConditions(
-                max_tokens=room if question.max_tokens is None else min(room, question.max_tokens), stop=question.stop
-            ),
-            seed=question.seed,
-            branch=(0,),
-            logprobs=0 if question.scored else None,
-            logprobs_mode="raw",
             prompt_logprobs=None,
         )
 
