@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from strategies.context_room import check_room
 from strategies.errors import InvalidRequest
 from strategies.sandbox.outcome import Limits
-from strategies.search.asking import rendered
+from strategies.search.asking import Question, rendered
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
@@ -147,8 +147,12 @@ class CodingSearch(Search):
 
     def check_context(self, context: SearchContext) -> None:
         work = Workshop(self, context)
-        tokens = rendered(context.runtime.tokenizer, work.plain_question(), chat=context.is_chat)
-        check_room(len(tokens), None, context.runtime.info.max_model_len)
+        # Of the request's prompt only the task has to fit: alone with max_tokens, and in the question for a program.
+        task = Question((("user", work.task),), seed=0)
+        most = context.generation.stopping.max_tokens or None
+        for question, asked in ((task, most), (work.plain_question(), None)):
+            tokens = rendered(context.runtime.tokenizer, question, chat=context.is_chat)
+            check_room(len(tokens), asked, context.runtime.info.max_model_len)
         if context.sandbox is not None:
             self.sandbox.within(context.sandbox.limits)
 

@@ -91,8 +91,9 @@ def test_the_chat_around_the_task_costs_nothing(server: RuntimeServer) -> None:
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
         assert usage["prompt_tokens"] == short["prompt_tokens"] + length + 2
         assert usage["decoding"]["target_tokens"] <= budget["forward_tokens"]
-    error = refused(server.post(CHAT, body(search, messages=[{**task, "content": "add(1) " * 2000}])), 400)
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    for repeats, param in ((2000, "messages"), (1150, "max_tokens")):
+        error = refused(server.post(CHAT, body(search, messages=[{**task, "content": "add(1) " * repeats}])), 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
 
 
 def test_metrics(server: RuntimeServer) -> None:
