@@ -82,6 +82,13 @@ class AnswerText:
             self.ended, self.step_end = True, True
         return text, self._release()
 
+    def write(self, text: str, floor: int = 0) -> None:
+        """Adds text that no tokens stand for, so only stop strings end it; none that ends in its first `floor`
+        characters does."""
+        self._assembler.write(text, floor)
+        if self._assembler.stopped is not None:
+            self.ended, self.stop_reason = True, self._assembler.stopped
+
     def finish(self) -> tuple[str, list[TokenLogprob]]:
         """The rest: text held back, and all entries but those that lie wholly in the stop string."""
         text = self._assembler.finish()

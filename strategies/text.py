@@ -94,6 +94,16 @@ class TextAssembler:
         self.tokens += 1
         if self.tokens < self._min_tokens:
             self._floor = len(self.text)
+        return self._added(before)
+
+    def write(self, text: str, floor: int = 0) -> str:
+        """`push` for text that is decoded already. floor: how many characters of it no stop string ends in."""
+        before = len(self.text)
+        self.text += text
+        self._floor = max(self._floor, before + floor)
+        return self._added(before)
+
+    def _added(self, before: int) -> str:
         if self._step_ends:
             self.step_end = self._find_step_end(before)
         if not self._stop:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from typing_extensions import TypedDict
 
+from decoding_server.protocol.parameter_faults import told
 from decoding_server.protocol.sampling import invalid
 from strategies import registry
 from strategies.sampling.transform import Transform
@@ -47,14 +48,15 @@ def _parse(value: Any, known: Mapping[str, type[Any]], where: str) -> Any:
     kind = known.get(value["type"])
     if kind is None:
         raise invalid(f"{value['type'][:100]!r} is unknown; there are: {', '.join(sorted(known))}", f"{where}.type")
+    parameters = {name: given for name, given in value.items() if name != "type"}
     try:
-        return kind.model_validate({name: given for name, given in value.items() if name != "type"})
+        return kind.model_validate(parameters)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
+        fault, place = told(error, parameters)
         message = fault["msg"].removeprefix("Value error, ")
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
         context = fault.get("ctx", {})
-        culprit = str(context.get("field") or (context.get("param") if not fault["loc"] else None) or "")
+        culprit = str(context.get("field") or (context.get("param") if not place else None) or "")
         message = message.removeprefix(f"{culprit}: ")
         raise invalid(message[:1].lower() + message[1:], where + path + (f".{culprit}" if culprit else "")) from error
 

@@ -1,11 +1,11 @@
 """Questions that a search asks the served model in prompts of its own, and the replies."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from strategies.errors import InvalidRequest, RequestFailed
-from strategies.runtime import Delta
+from strategies.runtime import Delta, Generation, StopConditions
 from strategies.text import Tokenizer
 
 ReplyEnd = Literal["stop", "length", "budget", "context"]
@@ -76,3 +76,23 @@ def rendered(tokenizer: Tokenizer, question: Question, *, chat: bool) -> list[in
         joined = "\n\n".join(text for _, text in question.messages)
         text = tokenizer.render_chat([{"role": "user", "content": joined}])
     return tokenizer.encode(text + question.prefix, add_special_tokens=False)
+
+
+def generation_of(question: Question, request: Generation, tokens: list[int], room: int) -> Generation:
+    """A question as the runtime takes it, sampled as the request is. tokens: of the prompt, see `rendered`; room: for
+    the reply, in the model's context."""
+    heat = question.temperature
+    return replace(
+        request,
+        prompt=tokens,
+        answer=(),
+        sampling=request.sampling if heat is None else replace(request.sampling, temperature=heat),
+        stopping=StopConditions(
+            max_tokens=room if question.max_tokens is None else min(room, question.max_tokens), stop=question.stop
+        ),
+        seed=question.seed,
+        branch=(0,),
+        logprobs=0 if question.scored else None,
+        logprobs_mode="raw",
+        prompt_logprobs=None,
+    )

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from strategies.context_room import check_room
 from strategies.errors import InvalidRequest
 from strategies.sandbox.outcome import Limits
+from strategies.search.asking import Question, rendered
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
 from strategies.search.prompt_examples import entry_point_of
-from strategies.search.search import Search
+from strategies.search.search import Search, fault
 from strategies.search.visible_tests import GivenTest, ScriptTest, given_tests
 from strategies.search.workshop import Workshop
 
@@ -101,11 +103,11 @@ class CodingSearch(Search):
     def _usable_tests(self) -> "CodingSearch":
         scripts = [isinstance(test, ScriptTest) for test in self.tests]
         if any(scripts) and not all(scripts):
-            raise ValueError("tests: of a script and of a function can't be mixed")
+            raise fault("tests", "of a script and of a function can't be mixed")
         if sum(len(test.source) for test in self.tests) > MAX_TESTS:
-            raise ValueError(f"tests: together longer than {MAX_TESTS} characters")
+            raise fault("tests", f"together longer than {MAX_TESTS} characters")
         if any(scripts) and self.entry_point is not None:
-            raise ValueError("entry_point: a script has none")
+            raise fault("entry_point", "a script has none")
         return self
 
     @property
@@ -144,7 +146,13 @@ class CodingSearch(Search):
         return name
 
     def check_context(self, context: SearchContext) -> None:
-        self.function(context.question)
+        work = Workshop(self, context)
+        # Of the request's prompt only the task has to fit: alone with max_tokens, and in the question for a program.
+        task = Question((("user", work.task),), seed=0)
+        most = context.generation.stopping.max_tokens or None
+        for question, asked in ((task, most), (work.plain_question(), None)):
+            tokens = rendered(context.runtime.tokenizer, question, chat=context.is_chat)
+            check_room(len(tokens), asked, context.runtime.info.max_model_len)
         if context.sandbox is not None:
             self.sandbox.within(context.sandbox.limits)
 

@@ -21,11 +21,12 @@ from strategies.runtime import (
     TokenLogprob,
 )
 from strategies.sandbox.outcome import SandboxUnavailable
-from strategies.search.asking import Question, Reply, rendered
+from strategies.search.asking import Question, Reply, generation_of, rendered
 from strategies.search.committed_prefix import committed_length
 from strategies.search.node import End, Node
 from strategies.search.program_prompts import Prompts
 from strategies.search.trace import Trace
+from strategies.search.written_answer import write
 
 if TYPE_CHECKING:
     from strategies.sandbox.checks import Check
@@ -174,6 +175,22 @@ class SearchContext:
         delta = Delta(tokens=list(tokens), logprobs=list(logprobs), finish_reason="length")
         return self._child(node, (*node.lineage, child), [delta], generated=False)
 
+    def write(self, text: str, *, child: int = 0, complete: bool = True) -> Node:
+        """An answer whose text the search has put together, for the client as it is: it ends before a stop string of
+        the client's, or at the most tokens that an encoding of it may have. complete: whether it ends by itself."""
+        answer, room = self.root.answer.fork(), self.room(self.root)
+        least = self.generation.stopping.min_tokens
+        tokens, whole = write(answer, text, self.runtime.tokenizer, max_tokens=room, min_tokens=least)
+        end: End = "stop" if answer.ended or (whole and complete) else "length"
+        finished = end == "stop" or not whole or len(tokens) == room
+        lineage, kept = (child,), tuple(tokens)
+        node = Node(
+            len(self.nodes), self.root, lineage, kept, kept, (), answer, end, finished=finished, depth=1, written=True
+        )
+        self.nodes.append(node)
+        self.trace.created(node, generated=False)
+        return node
+
     async def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """One sampled reply to each question, a prompt of the search's own: a fresh conversation where the request is
         one, else plain text. The client's stop conditions hold for its answer alone, so not here.
@@ -199,7 +216,7 @@ class SearchContext:
             room = self.runtime.info.max_model_len - len(tokens)
             if room > 0:
                 asked.append(place)
-                generations.append(self._question(question, tokens, room))
+                generations.append(generation_of(question, self.generation, tokens, room))
         replies = [Reply("", 0, "context") for _ in questions]
         for place, generation, deltas in zip(asked, generations, await self._collect(generations), strict=True):
             scored, prefix = generation.logprobs is not None, questions[place].prefix
@@ -393,24 +410,6 @@ class SearchContext:
             branch=lineage,
             logprobs=(base.logprobs or 0) if logprobs is None else max(logprobs, base.logprobs or 0),
             logprobs_mode=mode,
-            prompt_logprobs=None,
-        )
-
-    def _question(self, question: Question, tokens: list[int], room: int) -> Generation:
-        base = self.generation
-        heat = question.temperature
-        return replace(
-            base,
-            prompt=tokens,
-            answer=(),
-            sampling=base.sampling if heat is None else replace(base.sampling, temperature=heat),
-            stopping=StopConditions(
-                max_tokens=room if question.max_tokens is None else min(room, question.max_tokens), stop=question.stop
-            ),
-            seed=question.seed,
-            branch=(0,),
-            logprobs=0 if question.scored else None,
-            logprobs_mode="raw",
             prompt_logprobs=None,
         )
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from strategies.errors import InvalidRequest
 from strategies.search.context import BudgetExhausted, SearchContext
@@ -28,6 +27,7 @@ from strategies.search.litesearch_tree import (
 )
 from strategies.search.node import Node
 from strategies.search.pace import Pace
+from strategies.search.search import fault
 from strategies.search.solutions import distinct
 from strategies.search.step_search import StepSearch, bad_step
 from strategies.search.valuation import Valuation
@@ -103,8 +103,7 @@ class LiteSearch(StepSearch):
         }
         for name, ignored in other.items():
             if ignored:
-                message = f"plays no part in the {self.rule} rule"
-                raise PydanticCustomError("value", "{message}", {"message": message, "field": name})
+                raise fault(name, f"plays no part in the {self.rule} rule")
         return self
 
     @property

@@ -19,8 +19,8 @@ class Node:
     number: order of creation, 0 is the root. tokens: of the whole answer so far; step: those that this node added.
     logprobs: raw ones of `step` (at a client's stop string, without those that lie wholly in it). lineage: path of
     child indices from the root, which keys the noise. depth: number of nodes above. finished: there is nothing to add;
-    a search sets it, and the end "stop", for a step that it takes for the last. notes: what a search wants its trace to
-    say (value, visits).
+    a search sets it, and the end "stop", for a step that it takes for the last. written: its text is the search's own,
+    not a decoding of its tokens. notes: what a search wants its trace to say (value, visits).
     """
 
     number: int
@@ -33,6 +33,7 @@ class Node:
     end: End
     finished: bool
     depth: int = 0
+    written: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -5,14 +5,13 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from strategies.search.context import SearchContext
 from strategies.search.node import Node
 from strategies.search.phi_deliberation import Deliberation, PhiPlan
 from strategies.search.phi_options import CompletionOptions, ForesightOptions, StepOptions
 from strategies.search.phi_profile import PROFILES, Combination, Eligibility, FinalChoice, PhiProfile
-from strategies.search.search import Search
+from strategies.search.search import Search, fault
 from strategies.search.tfidf import TokenRule
 
 LARGEST_POOL = 64
@@ -94,13 +93,13 @@ class Phi(Search):
     @model_validator(mode="after")
     def _consistent(self) -> "Phi":
         if self.beams * self.rollouts > LARGEST_POOL:
-            raise _fault("rollouts", f"beams times rollouts must be at most {LARGEST_POOL}")
+            raise fault("rollouts", f"beams times rollouts must be at most {LARGEST_POOL}")
         if self.t_min is not None and self.t_min > max(self.t_max, 1):
-            raise _fault("t_min", "must be at most t_max")
+            raise fault("t_min", "must be at most t_max")
         if self.tau is not None and self.readings.combine != "boltzmann":
-            raise _fault("tau", "goes with the combination 'boltzmann'")
+            raise fault("tau", "goes with the combination 'boltzmann'")
         if self.final.reuse_foresight and self.foresight.max_tokens == 0:
-            raise _fault("final.reuse_foresight", "needs foresight")
+            raise fault("final.reuse_foresight", "needs foresight")
         return self
 
     @property
@@ -129,7 +128,3 @@ class Phi(Search):
             commits=self.stream_mode == "committed",
         )
         return await Deliberation(plan, context).answers()
-
-
-def _fault(field: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("value", "{message}", {"message": message, "field": field})

@@ -12,12 +12,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from strategies.search.asking import Question
+from strategies.search.attempt import Attempt, kept
 from strategies.search.coding_search import CodingSearch
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
 from strategies.search.program_prompts import REPAIR
 from strategies.search.uct import SelectionRule
-from strategies.search.workshop import Attempt, Workshop
+from strategies.search.workshop import Workshop
 
 REFLECTION_TOKENS = 256
 
@@ -74,6 +75,7 @@ class CodeLine(CodingSearch):
             (reflection,) = await work.context.ask([question])
             first, second = (rewrite(work, attempt, number, reflection.text.strip(), again) for again in (0, 1))
             drafts = await work.write([first], [second])
+            kept(drafts)
             (attempt,) = await work.evaluate(drafts, [attempt.depth + 1])
         if attempt.solved:
             work.stop_reason = "solved"
@@ -118,8 +120,10 @@ class CodeTree(CodingSearch):
                 [rewrite(work, base, number, "", retry) for number, base in enumerate(bases, first)] for retry in (0, 1)
             )
             drafts = await work.write(asked, again)
-            attempts = await work.evaluate(drafts, [base.depth + 1 for base in bases])
-            for job, base, attempt in zip(picked, bases, attempts, strict=True):
+            places = kept(drafts)
+            attempts = await work.evaluate([drafts[i] for i in places], [bases[i].depth + 1 for i in places])
+            for place, attempt in zip(places, attempts, strict=True):
+                job, base = picked[place], bases[place]
                 node = forest.add(job, attempt.score, solved=attempt.solved)
                 work.context.note(attempt.node, parent_program=base.number, value=node.value)
             self._rescore(work, forest)
@@ -132,8 +136,7 @@ class CodeGreedy(CodingSearch):
     runs_programs: ClassVar = False
 
     async def find(self, work: Workshop) -> None:
-        user = work.prompts.seed.format(task=work.task, entry_point=work.function)
-        await work.write(*([work.code_question("seed", "n0", user, 0.0, attempt=again)] for again in (0, 1)))
+        await work.write(*([work.plain_question(0.0, attempt=again)] for again in (0, 1)))
 
 
 def rewrite(work: Workshop, base: Attempt, number: int, reflection: str, attempt: int) -> Question:

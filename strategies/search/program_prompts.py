@@ -15,6 +15,8 @@ SCRIPTER = "Write Python 3. Reply with one fenced code block holding a complete 
 SHOWN = 5
 """Failed tests, and passed ones, that the model sees."""
 MAX_SHOWN = 400
+MAX_QUOTED = 100
+"""Characters of a text of the program's that stand in a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,13 @@ ROLE = (
 THEMES = {"instruction": INSTRUCTION, "role": ROLE, "none": ()}
 
 
-def feedback(tests: list[str], results: list[Result]) -> str:
-    """What the model sees of a run: failed tests first. Texts of the program's are quoted and cut."""
+def feedback(tests: list[str], results: list[Result], *, printed: bool = False) -> str:
+    """What the model sees of a run: failed tests first. Texts of the program's are quoted and cut, since they could be
+    meant for the model. printed: results are output, not values."""
     rows = list(zip(tests, results, strict=True))
     failed = [row for row in rows if not row[1].passed]
     passed = [row for row in rows if row[1].passed]
-    lines = [f"failed: {shown(test)}: {what_happened(result)}" for test, result in failed[:SHOWN]]
+    lines = [f"failed: {shown(test)}: {what_happened(result, printed=printed)}" for test, result in failed[:SHOWN]]
     lines += [f"passed: {shown(test)}" for test, _ in passed[:SHOWN]]
     return "\n".join(lines) or "no checks were run"
 
@@ -147,13 +150,25 @@ def shown(test: str) -> str:
     return test if len(test) <= MAX_SHOWN else test[: MAX_SHOWN - 1] + "…"
 
 
-def what_happened(result: Result) -> str:
+def quoted(text: str) -> str:
+    """On one line, so that it can't pass for the prompt's own words."""
+    return repr(text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…")
+
+
+def what_happened(result: Result, *, printed: bool = False) -> str:
     match result.outcome:
         case Outcome.WRONG_VALUE | Outcome.OPAQUE_VALUE:
-            return f"got {result.got}" if result.got else f"got nothing that compares ({result.message})"
+            if printed:
+                return f"got {quoted(result.got)}"
+            if not result.got:
+                return f"got nothing that compares ({quoted(result.message)})"
+            # A value is in quotes where it is a text; a line break is the name's of a class that the program made.
+            return f"got {quoted(result.got) if chr(10) in result.got else result.got}"
         case Outcome.TIMEOUT:
             return "TIMEOUT"
         case Outcome.EXCEPTION | Outcome.SYNTAX_ERROR:
+            name = result.error or str(result.outcome)
+            error = name if name.isidentifier() else quoted(name)
             place = f" in line {result.line}" if result.line else ""
-            return f"{result.error or result.outcome}: {result.message}{place}"
+            return f"{error}{f': {quoted(result.message)}' if result.message else ''}{place}"
     return str(result.outcome).replace("_", " ")

@@ -1,8 +1,9 @@
 """What a model's replies hold: a program, directions, lessons, reflections. Small models ignore formats, so each parser
 takes what is there, and says so when nothing is."""
 
-import ast
 import re
+
+from strategies.search.source_text import source_of, tree_of
 
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*$", re.MULTILINE)
 FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -96,7 +97,5 @@ def lessons_of(reply: str) -> str | None:
 
 def normal_form(program: str) -> str | None:
     """Equal for programs that differ in white space and comments only; None for what does not parse."""
-    try:
-        return ast.unparse(ast.parse(program))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    tree = tree_of(program)
+    return None if tree is None else source_of(tree)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from strategies.search.source_text import expression_of, is_literal, source_of, tree_of
+
 RESULT = re.compile(r"^(?:==|=>|->|➞|→|should\s+return|returns?)\s*(.+)$")
 DEF = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+([A-Za-z_]\w*)[ \t]*\(", re.MULTILINE)
 MAX_EXAMPLES = 32
@@ -66,15 +68,14 @@ def calls_in(line: str, entry_point: str) -> Iterator[tuple[str, str]]:
 def leading_call(text: str) -> tuple[str | None, str]:
     """The call with literal arguments that a text begins with, in normal form, and what follows it."""
     for end in islice(re.finditer(r"\)", text), MAX_BRACKETS):
-        try:
-            expression = ast.parse(text[: end.end()], mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        expression = expression_of(text[: end.end()])
+        if expression is None:
             continue
         if not isinstance(expression, ast.Call):
             return None, text
         arguments = [*expression.args, *(keyword.value for keyword in expression.keywords)]
-        if all(_is_literal(argument) for argument in arguments):
-            return ast.unparse(expression), text[end.end() :]
+        if all(is_literal(argument) for argument in arguments):
+            return source_of(expression), text[end.end() :]
         return None, text
     return None, text
 
@@ -90,19 +91,8 @@ def leading_literal(text: str) -> str | None:
 
 def literal(text: str) -> str | None:
     """A literal in normal form, None for anything else."""
-    try:
-        expression = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return ast.unparse(expression) if _is_literal(expression) else None
-
-
-def _is_literal(expression: ast.expr) -> bool:
-    try:
-        ast.literal_eval(expression)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return False
-    return True
+    expression = expression_of(text)
+    return source_of(expression) if expression is not None and is_literal(expression) else None
 
 
 def entry_point_of(prompt: str, tests: Sequence[str]) -> str | None:
@@ -120,9 +110,8 @@ def entry_point_of(prompt: str, tests: Sequence[str]) -> str | None:
 
 def called_names(test: str) -> list[str]:
     """Names that a statement calls, outermost first, built-in functions aside."""
-    try:
-        tree = ast.parse(test.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = tree_of(test.strip())
+    if tree is None:
         return []
     calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return [name for name in calls if name not in BUILT_IN]

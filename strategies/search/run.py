@@ -57,11 +57,14 @@ class SearchRun:
         prompt_text: str = "",
         question: str | None = None,
     ) -> None:
-        """generation: see `SearchContext`. Computes the prompt first, which every branch then shares.
+        """generation: see `SearchContext`. Computes the prompt first, which every branch then shares; of a search that
+        answers with a text of its own a single token, for its place in the queue.
 
         Raises what `Runtime.submit` raises, before anything runs.
         """
         self.search = search
+        if search.own_text:
+            generation = replace(generation, prompt=generation.prompt[:1])
         self.generation = generation
         self.trace = Trace(search.trace, self._traced)
         self.context = SearchContext(
@@ -129,13 +132,16 @@ class SearchRun:
         sent, tokens = (self._sent, self._sent_tokens) if choice == 0 else (self._answer_text(), [])
         if list(node.tokens[: len(tokens)]) != tokens:
             raise RequestFailed("internal error: the answer is not what the search had committed to")
-        delta = self._pushed(sent, node, len(tokens), len(node.tokens))
-        text, entries = sent.finish()
-        delta.text += text
-        if delta.logprobs is not None:
-            delta.logprobs += entries
+        if node.written:
+            delta = Delta(node.text, list(node.tokens), logprobs=None if self.generation.logprobs is None else [])
+        else:
+            delta = self._pushed(sent, node, len(tokens), len(node.tokens))
+            text, entries = sent.finish()
+            delta.text += text
+            if delta.logprobs is not None:
+                delta.logprobs += entries
+            delta.stop_token = sent.stop_token
         delta.finish_reason, delta.stop_reason = self._reason(node)
-        delta.stop_token = sent.stop_token
         stream.put(delta)
 
     def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:

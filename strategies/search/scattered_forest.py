@@ -12,13 +12,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from strategies.search.asking import Question
+from strategies.search.attempt import Attempt, kept
 from strategies.search.coding_search import CodingSearch, Temperature
+from strategies.search.context import BudgetExhausted
 from strategies.search.program_choice import split_programs
 from strategies.search.program_forest import Direction, Expansion, ProgramForest, ProgramNode
 from strategies.search.program_prompts import STOCK, THEMES
 from strategies.search.program_replies import directions_of, lessons_of, same_words
+from strategies.search.search import fault
 from strategies.search.uct import SelectionRule
-from strategies.search.workshop import Attempt, Workshop
+from strategies.search.workshop import Workshop
 
 DIRECTION_TOKENS = 512
 LESSON_TOKENS = 400
@@ -34,7 +37,9 @@ class ScatteredForest(CodingSearch):
 
     name: ClassVar = "scattered-forest"
 
-    seeds: Annotated[int | None, Field(ge=1, le=128, description="First programs; null: half of `k`.")] = None
+    seeds: Annotated[int | None, Field(ge=1, le=128, description="First programs, at most `k`; null: half of `k`.")] = (
+        None
+    )
     directions: Annotated[int, Field(ge=1, le=8, description="Directions asked for at once.")] = 2
     c: Annotated[
         float | None, Field(ge=0, le=100, description="Exploration; null: the square root of 2, with puct 2.")
@@ -56,18 +61,16 @@ class ScatteredForest(CodingSearch):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ScatteredForest":
-        if self.seeds is not None and self.seeds > self.k:
-            raise ValueError("seeds: must be at most k")
         if not self.tree:
             # Without a tree no pass goes from a program to its children, so these would do nothing.
             idle = {"selection": self.selection == "puct", "c": self.c is not None, "stop": self.stop == "official"}
             if given := [name for name, asked in idle.items() if asked]:
-                raise ValueError(f"{given[0]}: has no meaning without a tree")
+                raise fault(given[0], "has no meaning without a tree")
         return self
 
     @property
     def first_programs(self) -> int:
-        return self.seeds or split_programs(self.k)[0]
+        return min(self.seeds or split_programs(self.k)[0], self.k)
 
     @property
     def rivals(self) -> int:
@@ -106,6 +109,8 @@ class ScatteredForest(CodingSearch):
             if self.stop != "never" and any(attempt.solved for attempt in work.attempts):
                 work.stop_reason = "solved"
                 return
+        if len(drafts) < self.first_programs:
+            raise BudgetExhausted("the budget cut first programs off")
         if not work.tests:
             work.stop_reason = "no_tests"
             return
@@ -119,7 +124,7 @@ class ScatteredForest(CodingSearch):
                 work.stop_reason = "solved"
                 return
             jobs = await self._scatter(work, picked, lessons)
-            attempts = await self._carry_out(work, jobs)
+            jobs, attempts = await self._carry_out(work, jobs)
             children = [
                 forest.add(
                     job,
@@ -188,7 +193,8 @@ class ScatteredForest(CodingSearch):
             prefix=FIRST_DIRECTION if attempt else "",
         )
 
-    async def _carry_out(self, work: Workshop, jobs: Sequence[Expansion]) -> list[Attempt]:
+    async def _carry_out(self, work: Workshop, jobs: Sequence[Expansion]) -> tuple[list[Expansion], list[Attempt]]:
+        """Those of the expansions that the budget let the model carry out, and the programs."""
         questions, again = [], []
         for place, job in enumerate(jobs, len(work.attempts)):
             base = work.attempts[job.node.number]
@@ -202,7 +208,10 @@ class ScatteredForest(CodingSearch):
             questions.append(work.code_question("code", f"n{place}", user, self.code_temperature))
             again.append(work.code_question("code", f"n{place}", user, self.code_temperature, attempt=1))
         drafts = await work.write(questions, again)
-        return await work.evaluate(drafts, [job.node.depth + 1 for job in jobs])
+        places = kept(drafts)
+        done = [jobs[place] for place in places]
+        attempts = await work.evaluate([drafts[place] for place in places], [job.node.depth + 1 for job in done])
+        return done, attempts
 
     async def _scout(self, work: Workshop, jobs: Sequence[Expansion], attempts: Sequence[Attempt], lessons: str) -> str:
         """New lessons; the old ones where the reply holds none, or too many."""

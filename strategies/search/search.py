@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from strategies.registry import register
 from strategies.search.node import Node
@@ -32,13 +33,19 @@ if TYPE_CHECKING:
 TraceLevel = Literal["none", "summary", "full"]
 
 
+def fault(field: str, message: str) -> PydanticCustomError:
+    """What a validator of several parameters raises: it names the one at fault."""
+    return PydanticCustomError("value", "{message}", {"message": message, "field": field})
+
+
 class Search(BaseModel):
     """Base of all searches.
 
     whole_answers: every node is sampled from the root to its end, so whatever constrains or parses a whole answer
     (structured output, tools, adaptive samplers) works as it does without a search. draws: tokens are drawn one behind
-    the other, so drafts can foresee them. runs_programs: it needs the sandbox. own_text: the answer is put
-    together by the search, so it has no log-probabilities.
+    the other, so drafts can foresee them. runs_programs: it needs the sandbox. own_text: the answer is put together by
+    the search from replies to questions of its own, so it has no log-probabilities, and the request's prompt is neither
+    computed nor charged, and need not fit the model's context.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")

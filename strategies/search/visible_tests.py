@@ -1,20 +1,18 @@
 """The tests that a search for programs goes by: given in the request, found in the prompt, or written by the model."""
 
-import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
 from strategies.search.prompt_examples import literal_calls, parse_examples
+from strategies.search.vetting import vetted
 
 Origin = Literal["given", "prompt", "generated"]
 Text = Annotated[str, Field(max_length=16384)]
-MAX_GENERATED = 1000
-"""Characters of a generated test."""
 
 
 class AssertTest(BaseModel):
@@ -64,7 +62,25 @@ class ScriptTest(BaseModel):
         return f"{self.stdin}\0{self.stdout}"
 
 
-GivenTest = AssertTest | CallTest | ScriptTest
+KEYS = {"AssertTest": ("assert", "statement"), "CallTest": ("call", "expected"), "ScriptTest": ("stdin", "stdout")}
+
+
+def kind_of_test(given: object) -> str | None:
+    """Which of the three a test is meant to be, by its keys; None for what is no test at all."""
+    keys = given if isinstance(given, dict) else type(given).model_fields if isinstance(given, BaseModel) else ()
+    return next((kind for kind, names in KEYS.items() if any(name in keys for name in names)), None)
+
+
+GivenTest = Annotated[
+    Annotated[AssertTest, Tag("AssertTest")]
+    | Annotated[CallTest, Tag("CallTest")]
+    | Annotated[ScriptTest, Tag("ScriptTest")],
+    Discriminator(
+        kind_of_test,
+        custom_error_type="value",
+        custom_error_message="must be an object with 'assert', 'call' and 'expected', or 'stdin' and 'stdout'",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +117,18 @@ def prompt_tests(prompt: str, entry_point: str, known: Sequence[VisibleTest]) ->
 
 
 def generated_tests(
-    reply: str, entry_point: str, known: Sequence[VisibleTest], most: int
+    replies: Sequence[str], entry_point: str, known: Sequence[VisibleTest], most: int
 ) -> tuple[list[VisibleTest], int]:
-    """At most `most` usable ones of the asserts in a model's reply, and how many were dropped: what doesn't parse,
-    makes other than one call with literal arguments, can't be judged outside of the sandbox, repeats or contradicts a
-    known test. Of tests that contradict one another none is kept."""
+    """At most `most` usable ones of the asserts in all of a model's replies, and how many were dropped: what is not
+    `vetted`, repeats, or makes the call of a known test. Of tests that contradict one another, in whichever replies,
+    none is kept."""
     calls = {call_of(test.check) for test in known}
     found: dict[str, dict[str, VisibleTest]] = {}
-    lines = [line[line.index("assert") :].strip().strip("`") for line in reply.split("\n") if "assert" in line]
+    lines = [line for reply in replies for line in reply.split("\n") if "assert" in line]
     for line in lines:
-        check = vetted(line, entry_point)
-        if check is not None and (call := call_of(check)) is not None and call not in calls:
-            found.setdefault(call, {}).setdefault(normal(line), VisibleTest(normal(line), check, "generated"))
+        good = vetted(line[line.index("assert") :].strip().strip("`"), entry_point)
+        if good is not None and (call := call_of(good[1])) is not None and call not in calls:
+            found.setdefault(call, {}).setdefault(good[0], VisibleTest(*good, "generated"))
     kept = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1][:most]
     return kept, len(lines) - len(kept)
 
@@ -126,23 +142,6 @@ def inputs_of(texts: Sequence[str], entry_point: str, most: int) -> list[CallChe
         except ValueError:
             continue
     return list(found.values())[:most]
-
-
-def vetted(line: str, entry_point: str) -> CallCheck | None:
-    if len(line) > MAX_GENERATED:
-        return None
-    try:
-        check = check_assert(line, entry_point)
-    except ValueError:
-        return None
-    return check if isinstance(check, CallCheck) and len(check.units) == 1 else None
-
-
-def normal(line: str) -> str:
-    """An assert statement without its message, in normal form."""
-    statement = ast.parse(line).body[0]
-    assert isinstance(statement, ast.Assert)
-    return ast.unparse(ast.Assert(statement.test))
 
 
 def call_of(check: Check) -> str | None:

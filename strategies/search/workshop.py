@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from strategies.sandbox.checks import CallCheck, StatementCheck
-from strategies.sandbox.outcome import Outcome, Program, Result
+from strategies.sandbox.outcome import Program, Result
 from strategies.search.asking import Question, Reply
+from strategies.search.attempt import UNUSABLE, Attempt, Draft, drafted, kept, key_of
 from strategies.search.node import Node
 from strategies.search.program_choice import Candidate, derive_seed, first_highest, preference, theme_order
 from strategies.search.program_forest import reward
 from strategies.search.program_prompts import Prompts, feedback, what_happened
-from strategies.search.program_replies import normal_form, program_of
 from strategies.search.suspect_tests import suspect_tests, without
 from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, inputs_of, prompt_tests
 
@@ -28,43 +28,10 @@ CODE_ENDS = ("\n```\n",)
 words, looks the same; such a reply holds no program then, and is asked for again without this."""
 TEST_TOKENS = 1024
 TEST_TRIES = 3
+COUNTED = ("asked", "asked_tokens", "programs", "programs_run", "programs_duplicate", "programs_passed")
+"""What usage always tells, also where it is 0."""
 EXTRA_TESTS = 2
 """Asked for beyond those wanted, since some are dropped."""
-UNUSABLE = Result(Outcome.NOT_RUN, message="the reply held no complete program", behaviour="no program")
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A reply that should hold a program. source: None if it doesn't."""
-
-    reply: Reply
-    source: str | None
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """A program with its results. number: order of evaluation. node: the answer that it would be, in the trace too.
-    tried: what came of the inputs, where programs are compared by those."""
-
-    number: int
-    draft: Draft
-    results: list[Result]
-    node: Node
-    depth: int
-    key: str
-    loads: bool
-    tried: list[Result] = field(default_factory=list)
-    score: float = 0.0
-    solved: bool = False
-
-    @property
-    def program(self) -> str:
-        return self.draft.source or self.draft.reply.text.rstrip() + "\n"
-
-    @property
-    def behaviour(self) -> list[str]:
-        """Equal for programs that did the same on every test, or input."""
-        return [result.behaviour for result in self.tried or self.results]
 
 
 @dataclass(slots=True)
@@ -93,6 +60,8 @@ class Workshop:
         self.task = self.context.question
         self.function = self.search.function(self.task)
         self.prompts = self.context.prompts
+        for name in COUNTED:
+            self.context.trace.called(name, 0)
 
     async def read_tests(self) -> None:
         """Those given and those in the prompt."""
@@ -136,26 +105,34 @@ class Workshop:
             stop=() if attempt else CODE_ENDS,
         )
 
+    def plain_question(self, temperature: float | None = None, *, attempt: int = 0) -> Question:
+        """For a first program, without a theme."""
+        user = self.prompts.seed.format(task=self.task, entry_point=self.function)
+        return self.code_question("seed", "n0", user, temperature, attempt=attempt)
+
     async def write(self, questions: Sequence[Question], again: Sequence[Question]) -> list[Draft]:
-        """A draft for each question; where the reply holds no program, by the second question."""
+        """A draft for each question; where the reply holds no program, by the second question. Those that the budget
+        cut off are no programs: evaluate those `kept`."""
         drafts = [drafted(reply) for reply in await self.context.ask(questions)]
         self.drafts += drafts
         return await self._rewritten(drafts, again)
 
     async def _rewritten(self, drafts: list[Draft], again: Sequence[Question]) -> list[Draft]:
-        failed = [i for i, draft in enumerate(drafts) if draft.source is None and draft.reply.end != "context"]
+        unasked = ("context", "budget")
+        failed = [i for i, draft in enumerate(drafts) if draft.source is None and draft.reply.end not in unasked]
         self.counts["replies_without_program"] += len(failed)
         if failed and not self.context.exhausted:
             replies = await self.context.ask([again[i] for i in failed])
             for i, reply in zip(failed, replies, strict=True):
                 drafts[i] = drafted(reply)
                 self.drafts.append(drafts[i])
-                self.counts["replies_without_program"] += drafts[i].source is None
+                self.counts["replies_without_program"] += drafts[i].source is None and not drafts[i].cut_off
         return drafts
 
     async def first_drafts(self, count: int, themes: Sequence[str] = (), first: int = 0) -> list[Draft]:
         """So many first programs, each with a theme of its own if there are any; the first time also the tests that
-        have to be written, by a model that has not seen the programs."""
+        have to be written, by a model that has not seen the programs. Fewer where the budget cut some off; raises
+        BudgetExhausted where it cut off all."""
         order = theme_order(self.context.generation.seed, len(themes))
         questions, again = [], []
         for i in range(first, first + count):
@@ -171,16 +148,17 @@ class Workshop:
         drafts = [drafted(reply) for reply in replies[:count]]
         self.drafts += drafts
         for reply in replies[count:]:
-            self._take_tests(reply)
+            await self._take_tests(reply)
         while first == 0 and not self.context.exhausted and (wanted := self._test_questions()):
             (reply,) = await self.context.ask(wanted)
-            self._take_tests(reply)
+            await self._take_tests(reply)
         if first == 0:
             await self._find_inputs()
             shown = [{"test": test.source, "origin": test.origin} for test in self.tests]
             inputs = [one.source for one in self.inputs]
             self.context.trace.happened("tests", tests=shown, inputs=inputs, dropped=self.counts["tests_dropped"])
-        return await self._rewritten(drafts, again)
+        drafts = await self._rewritten(drafts, again)
+        return [drafts[place] for place in kept(drafts)]
 
     def _test_questions(self) -> list[Question]:
         search = self.search
@@ -225,12 +203,14 @@ class Workshop:
         (reply,) = await self.context.ask([question])
         self.inputs = await self.context.compute(inputs_of, [reply.text], self.function, search.n_tests)
 
-    def _take_tests(self, reply: Reply) -> None:
+    async def _take_tests(self, reply: Reply) -> None:
+        """A test may contradict one of an earlier reply, so all are read again."""
         self._written_tests.append(reply.text)
-        most = self.search.n_tests - len(self.tests)
-        kept, dropped = generated_tests(reply.text, self.function, self.tests, most)
-        self.tests += kept
-        self.counts["tests_dropped"] += dropped
+        known = [test for test in self.tests if test.origin != "generated"]
+        most = self.search.n_tests - len(known)
+        written, dropped = await self.context.compute(generated_tests, self._written_tests, self.function, known, most)
+        self.tests = [*known, *written]
+        self.counts["tests_dropped"] = dropped
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +266,7 @@ class Workshop:
 
     def _attempt(self, draft: Draft, depth: int, key: str, results: list[Result]) -> Attempt:
         number = len(self.attempts)
-        node = self._answer_node(self.presented(draft), number, cut=draft.source is None and draft.reply.end != "stop")
+        node = self._answer(draft, number)
         judged = len(results) - len(self.inputs)
         results, tried = results[:judged], results[judged:]
         loads = all(result.passed for result in results)
@@ -328,7 +308,7 @@ class Workshop:
     def feedback(self, attempt: Attempt) -> str:
         if attempt.draft.source is None:
             return "the reply held no complete program"
-        return feedback([test.source for test in self.tests], attempt.results)
+        return feedback([test.source for test in self.tests], attempt.results, printed=self.search.is_script)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
@@ -338,14 +318,9 @@ class Workshop:
             return draft.reply.text
         return draft.source if self.search.format == "raw" else f"```python\n{draft.source}```"
 
-    def _answer_node(self, text: str, number: int, *, cut: bool) -> Node:
-        """An answer of the request, whose tokens are those of the text; cut at the request's max_tokens."""
-        room = self.context.room(self.context.root)
-        tokens = self.context.runtime.tokenizer.encode(text, add_special_tokens=False)
-        node = self.context.append(self.context.root, tokens[:room], child=number)
-        if len(tokens) <= room and not cut:
-            node.finished, node.end = True, "stop"
-        return node
+    def _answer(self, draft: Draft, number: int) -> Node:
+        complete = draft.source is not None or draft.reply.end == "stop"
+        return self.context.write(self.presented(draft), child=number, complete=complete)
 
     def candidate(self, attempt: Attempt) -> Candidate:
         """Examples from the prompt stand for given tests where none are given."""
@@ -401,8 +376,7 @@ class Workshop:
             return [attempt.node for attempt in distinct.values()][: self.context.n]
         # Nothing was evaluated: a program that came too late for that, else the longest of what the model said.
         best = max(self.drafts, key=lambda draft: (draft.source is not None, len(draft.reply.text)))
-        cut = best.source is None and best.reply.end != "stop"
-        return [self._answer_node(self.presented(best), len(self.attempts), cut=cut)]
+        return [self._answer(best, len(self.attempts))]
 
     def _tell(self, best: Attempt | None) -> None:
         origins = Counter(test.origin for test in self.tests)
@@ -432,15 +406,3 @@ class Workshop:
             if results:
                 return origin if all(result.passed for result in results) else "none"
         return "none"
-
-
-def drafted(reply: Reply) -> Draft:
-    return Draft(reply, program_of(reply.text, cut=reply.end != "stop"))
-
-
-def key_of(draft: Draft) -> str:
-    """Equal for programs that differ in white space and comments only, and for equal replies without a program: which
-    are never equal to a program, even where the same text, not cut off, would have been one."""
-    if draft.source is None:
-        return f"\0{draft.reply.text}"
-    return normal_form(draft.source) or draft.source

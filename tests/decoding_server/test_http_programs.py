@@ -76,6 +76,26 @@ def test_chat(server: RuntimeServer) -> None:
     assert (asked["type"], asked["k"], asked["stop"]) == ("scattered-forest", 4, "eager")
 
 
+def test_the_chat_around_the_task_costs_nothing(server: RuntimeServer) -> None:
+    """It is no part of any question, so it is not computed, needs no budget, and may be longer than the context."""
+    task = {"role": "user", "content": "Write add(a, b), which adds."}
+    search = {**SEARCH, "k": 1, "seeds": 1}
+    short = server.post(CHAT, body(search)).json()["usage"]
+    for length in (3000, 9000):
+        messages = [{"role": "system", "content": "x" * length}, task]
+        budget = {"forward_tokens": short["decoding"]["target_tokens"] + short["decoding"]["cached_tokens"]}
+        asked = {**body(search, messages=messages), "decoding": {"search": search, "budget": budget}}
+        reply = server.post(CHAT, asked)
+        assert reply.status_code == 200, reply.text
+        usage = reply.json()["usage"]
+        assert reply.json()["choices"][0]["finish_reason"] == "stop"
+        assert usage["prompt_tokens"] == short["prompt_tokens"] + length + 2
+        assert usage["decoding"]["target_tokens"] <= budget["forward_tokens"]
+    for repeats, param in ((2000, "messages"), (1150, "max_tokens")):
+        error = refused(server.post(CHAT, body(search, messages=[{**task, "content": "add(1) " * repeats}])), 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+
+
 def test_metrics(server: RuntimeServer) -> None:
     def counted() -> dict[str, float]:
         text = httpx.get(f"{server.url}/metrics", timeout=30).text
@@ -107,6 +127,32 @@ def test_stream(server: RuntimeServer) -> None:
                 reasons.append(choice["finish_reason"])
     assert text == ANSWER
     assert [reason for reason in reasons if reason] == ["stop"]
+
+
+def test_special_tokens_in_a_program_are_its_text() -> None:
+    """What was tested is what the client gets, streamed or not, in every choice."""
+    programs = [code(f"""return a + b if "<|end|>" else {i}""") for i in range(2)]
+    answers = [program.removeprefix("Sure.\n").rstrip("\n") for program in programs]
+    search = {**SEARCH, "stop": "never", "k": 2, "trace": "full"}
+    with ScriptedCoder(seed=programs).serving() as runtime, serve_runtime(runtime) as live:
+        reply = live.post(CHAT, body(search, n=2, return_token_ids=True))
+        if reply.status_code == 503:
+            pytest.skip(reply.json()["error"]["message"])
+        streamed = live.post(CHAT, body(search, n=2, stream=True)).text
+    whole = reply.json()
+    (report,) = whole["trace"]
+    assert [choice["message"]["content"] for choice in whole["choices"]] == answers
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["stop"] * 2
+    assert [node["text"] for node in report["tree"] if "program" in node] == answers
+    assert report["verified"] == "given"
+    lengths = [len(choice["token_ids"]) for choice in whole["choices"]]
+    assert lengths == [len(answer) - len("<|end|>") + 1 for answer in answers]
+    assert whole["usage"]["completion_tokens"] == sum(lengths)
+    texts = ["", ""]
+    for line in streamed.splitlines():
+        for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else []:
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == answers
 
 
 SPY = """import os
@@ -203,6 +249,21 @@ def test_greedy_needs_no_sandbox(without: RuntimeServer) -> None:
         ({"sandbox": {"test_s": 6.0}}, {}, "decoding.search.sandbox.test_s"),
         ({"sandbox": {"memory_mb": 513}}, {}, "decoding.search.sandbox.memory_mb"),
         ({"k": 129}, {}, "decoding.search.k"),
+        ({"tests": [*TESTS, {"call": "add(1, 2)"}]}, {}, "decoding.search.tests[2].expected"),
+        ({"tests": [{"call": 3, "expected": "3"}]}, {}, "decoding.search.tests[0].call"),
+        ({"tests": [{"stdin": "1"}]}, {}, "decoding.search.tests[0].stdout"),
+        ({"tests": [{"assert": "assert add(1, 2)", "call": "add(1, 2)"}]}, {}, "decoding.search.tests[0].call"),
+        ({"tests": [{"other": 1}]}, {}, "decoding.search.tests[0]"),
+        ({"tests": ["assert add(1, 2) == 3"]}, {}, "decoding.search.tests[0]"),
+        ({"tests": [*TESTS, {"stdin": "1", "stdout": "2"}]}, {}, "decoding.search.tests"),
+        ({"tests": [{"assert": "assert add(1, 2)" + " " * 16000}] * 20}, {}, "decoding.search.tests"),
+        ({"tests": [{"stdin": "1", "stdout": "2"}], "entry_point": "add"}, {}, "decoding.search.entry_point"),
+        ({"themes": ["a", ""]}, {}, "decoding.search.themes[1]"),
+        ({"themes": ["a"] * 65}, {}, "decoding.search.themes"),
+        ({"themes": "other"}, {}, "decoding.search.themes"),
+        ({"tree": False, "c": 1.0}, {}, "decoding.search.c"),
+        ({"tree": False, "selection": "puct"}, {}, "decoding.search.selection"),
+        ({"tree": False, "stop": "official"}, {}, "decoding.search.stop"),
         ({}, {"logprobs": True}, "logprobs"),
         ({}, {"n": 5}, "n"),
         ({}, {"response_format": {"type": "json_object"}}, "response_format"),

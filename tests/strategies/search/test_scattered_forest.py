@@ -32,11 +32,11 @@ from strategies.runtime import StopConditions
 from strategies.sandbox.outcome import SandboxUnavailable
 from strategies.sandbox.sandbox import Sandbox
 from strategies.search.asking import Reply as Answer
+from strategies.search.attempt import drafted, key_of
 from strategies.search.coding_search import CodingSearch
 from strategies.search.program_prompts import STOCK
 from strategies.search.program_replies import directions_of
 from strategies.search.run import SearchRun
-from strategies.search.workshop import drafted, key_of
 
 pytestmark = pytest.mark.usefixtures("program_bench")
 
@@ -453,7 +453,7 @@ def test_tree() -> None:
 def test_greedy_runs_nothing() -> None:
     reply = searched(ScriptedCoder(seed=[FIRST]), made("code-greedy"))
     assert reply.texts == [fenced(FIRST)]
-    assert "programs" not in reply.facts
+    assert reply.facts["programs"] == reply.facts["programs_run"] == 0
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_refusals(parameters: dict[str, Any], task: str, field: str) -> None:
     "parameters",
     [
         {"k": 0},
-        {"k": 4, "seeds": 5},
+        {"seeds": 129},
         {"tree": False, "selection": "puct"},
         {"tree": False, "c": 1.0},
         {"tree": False, "stop": "official"},

@@ -1,0 +1,78 @@
+"""Which asserts of a model's are tests: those that can be judged outside of the sandbox and that a program can fail."""
+
+import ast
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from strategies.sandbox.checks import CallCheck, check_assert
+from strategies.sandbox.expressions import HOLE, Unsupported, compiled
+from strategies.search.source_text import source_of, tree_of
+
+MAX_GENERATED = 1000
+"""Characters of a generated test."""
+FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError)
+"""What a comparison raises for values that it doesn't fit, which the test then fails on."""
+SAMPLES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 0.5, 1j, "", "?", b"", (), [], set(), frozenset(), {})
+MAX_MEMBERS = 8
+SYMMETRIC = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
+
+
+def vetted(line: str, entry_point: str) -> tuple[str, CallCheck] | None:
+    """An assert statement in normal form, and its test. None for what doesn't parse, makes other than one call with
+    arguments that can be sent into the sandbox, compares what can't be compared outside, or passes for any value."""
+    if len(line) > MAX_GENERATED:
+        return None
+    try:
+        check = check_assert(line, entry_point)
+    except ValueError:
+        return None
+    tree = tree_of(line)
+    if tree is None or not isinstance(check, CallCheck) or len(check.units) != 1:
+        return None
+    statement = tree.body[0]
+    assert isinstance(statement, ast.Assert)
+    if not can_fail(check, statement.test):
+        return None
+    text = source_of(ast.Assert(call_first(statement.test, entry_point)))
+    return None if text is None else (text, check)
+
+
+def call_first(test: ast.expr, entry_point: str) -> ast.expr:
+    """A comparison that is the same either way round, with the call on the left."""
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], SYMMETRIC):
+        right = test.comparators[0]
+        if mentions(right, entry_point) and not mentions(test.left, entry_point):
+            return ast.Compare(right, test.ops, [test.left])
+    return test
+
+
+def mentions(expression: ast.expr, name: str) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(expression))
+
+
+def can_fail(check: CallCheck, test: ast.expr) -> bool:
+    """Whether any value fails the test, of one of each type and those that the test itself compares with: `f(1) or
+    True` is none, nor is `bool(f(1)) in (True, False)`."""
+    return any(not passes(check, value) for values in (SAMPLES, compared(test)) for value in values)
+
+
+def passes(check: CallCheck, value: Any) -> bool:
+    try:
+        return bool(check.comparison({f"{HOLE}0": value}))
+    except FAILURES:
+        return False
+
+
+def compared(test: ast.expr) -> Iterator[Any]:
+    """The values of operands that don't depend on the call, and members of those: what `!=` and `not in` fail on."""
+    for comparison in ast.walk(test):
+        if isinstance(comparison, ast.Compare):
+            for operand in (comparison.left, *comparison.comparators):
+                try:
+                    value = compiled(operand)({})
+                except (Unsupported, *FAILURES):
+                    continue
+                yield value
+                if isinstance(value, (str, list, tuple, set, frozenset, dict)):
+                    yield from islice(value, MAX_MEMBERS)
