@@ -2,8 +2,8 @@
 
 The values are hostile (of built-in types, at most a megabyte) and the tests may come from anyone. So an evaluation has
 a budget of work, every operation is paid for before it is done, and what can't be bounded is refused: see
-`operations.py`. When the budget is used up the evaluation ends with TooMuch; until then it takes some tenths of a
-second and some tens of megabytes at most.
+`operations.py`. When the budget is used up the evaluation ends with TooMuch; until then it takes 0.3 s of processor
+time and some tens of megabytes at most (measured, see docs/sandbox.md).
 """
 
 import ast
@@ -25,7 +25,7 @@ from strategies.sandbox.operations import (
 )
 
 WORK = 1 << 20
-"""Units for one evaluation: a value of the largest size that comes out can be visited about ten times."""
+"""Units for one evaluation: a list of the largest size that comes out can be visited ten times, if of lists twice."""
 HOLE = "result "
 """A name that no program can contain: what stands where the tested function is called, with a number."""
 

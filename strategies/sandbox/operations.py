@@ -54,7 +54,8 @@ def compare(work: Work, op: ast.cmpop, left: Any, right: Any) -> Any:
         work.spend(_searching(work, left, right))
     elif not isinstance(op, (ast.Is, ast.IsNot)):
         both = type(left) in CONTAINERS and type(right) in CONTAINERS
-        work.spend(work.size(left) + work.size(right) if both else min(work.flat(left), work.flat(right)))
+        cost = work.size if isinstance(op, (ast.Eq, ast.NotEq)) else work.order
+        work.spend(cost(left) + cost(right) if both else min(work.flat(left), work.flat(right)))
     return COMPARISONS[type(op)](left, right)
 
 
@@ -100,9 +101,11 @@ def _repeated(work: Work, sequence: Any, count: Any) -> Any:
     work.spend(len(sequence) * times)
     if type(sequence) in (str, bytes):
         return sequence * times
-    size = 1 + (work.size(sequence) - 1) * times
+    once = work.size(sequence)
+    size = 1 + (once - 1) * times
+    deepest = work.order(sequence) - once if times else 0
     repeated = sequence * times
-    work.remember(repeated, size)
+    work.remember(repeated, size, size + deepest)
     return repeated
 
 
@@ -151,7 +154,8 @@ def _comparing(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that compares each item with one other, deeply."""
 
     def call(work: Work, *arguments: Any, **named: Any) -> Any:
-        work.spend(sum(length(argument) + work.size(argument) for argument in arguments))
+        work.spend(sum(map(length, arguments)))
+        work.spend(work.orders(arguments[0] if len(arguments) == 1 else arguments))
         return function(*arguments, **named)
 
     return call
@@ -160,7 +164,7 @@ def _comparing(function: Callable[..., Any]) -> Callable[..., Any]:
 def _sorted(work: Work, value: Any, *, reverse: Any = False) -> list[Any]:
     work.spend(length(value))
     items = list(value)
-    work.spend(work.size(items) * (1 + len(items).bit_length() // 4))
+    work.spend(work.orders(items) * (1 + len(items).bit_length() // 4))
     return sorted(items, reverse=reverse)
 
 

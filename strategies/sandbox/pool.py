@@ -27,6 +27,8 @@ class Pool:
         """Holds the workers' own folders; its name is also in each worker's command line."""
         self._turn = asyncio.Semaphore(concurrency)
         self._idle: deque[asyncio.Task[Worker]] = deque()
+        self._starting: set[asyncio.Task[Worker]] = set()
+        """For the idle ones or for a user who waits."""
         self._live: set[Worker] = set()
         """All that have started and are not yet freed, idle or at work."""
         self._closed = False
@@ -48,26 +50,39 @@ class Pool:
         while self._idle and not self._closed:
             start = self._idle.popleft()
             self._refill()
-            try:
-                worker = await start
-            except BaseException:
-                if start.done() and not start.cancelled() and start.exception() is None:
-                    # Cancelled in the moment in which the worker was there: it waits for the next.
-                    await self._put_back(start)
-                raise
+            worker = await self._started(start)
             if worker.alive and not self._closed:
                 return worker
             await self._stop(worker)
         if self._closed:
             raise self._gone()
         self._refill()
-        return await self._start()
+        return await self._started(self._begin())
+
+    async def _started(self, start: asyncio.Task[Worker]) -> Worker:
+        try:
+            return await start
+        except BaseException:
+            if start.done() and not start.cancelled() and start.exception() is None:
+                # Cancelled in the moment in which the worker was there: it waits for the next.
+                await self._put_back(start)
+            user = asyncio.current_task()
+            if start.cancelled() and self._closed and user is not None and not user.cancelling():
+                # Closing has cancelled the start, not its user.
+                raise self._gone() from None
+            raise
 
     async def _put_back(self, start: asyncio.Task[Worker]) -> None:
         if self._closed:
             await self._stop(start.result())
         else:
             self._idle.appendleft(start)
+
+    def _begin(self) -> asyncio.Task[Worker]:
+        start = asyncio.create_task(self._start())
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+        return start
 
     async def _start(self) -> Worker:
         worker = await Worker.start(self.backend, self.folder, self.folder)
@@ -88,7 +103,7 @@ class Pool:
 
     def _refill(self) -> None:
         while not self._closed and len(self._idle) < self.warm:
-            self._idle.append(asyncio.create_task(self._start()))
+            self._idle.append(self._begin())
 
     async def start(self) -> None:
         """Begins to start the warm workers; returns at once."""
@@ -97,17 +112,21 @@ class Pool:
         self._refill()
 
     async def close(self) -> None:
-        """Ends idle workers and kills those at work, which their users then free; removes the folder."""
+        """Ends idle and starting workers and kills those at work, which their users then free; removes the folder.
+
+        Nothing runs any more when it returns.
+        """
         self._closed = True
-        starts = [*self._idle]
+        starts = {*self._idle, *self._starting}
         self._idle.clear()
         for start in starts:
-            start.cancel()
+            if not start.cancelling():  # else its worker is being stopped, which another cancellation would cut short
+                start.cancel()
         started = await asyncio.gather(*starts, return_exceptions=True)
         for worker in self._live:
             worker.kill()
-        idle = [worker for worker in started if isinstance(worker, Worker)]
-        await asyncio.gather(*map(self._stop, idle), return_exceptions=True)
+        unused = [worker for worker in started if isinstance(worker, Worker)]
+        await asyncio.gather(*map(self._stop, unused), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 for worker in [*self._live]:

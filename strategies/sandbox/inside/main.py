@@ -149,16 +149,19 @@ class Worker:
 def collected(value: Any, kind: str) -> Any:
     """The items of a value that can't cross itself, as a list: of a generator, a range, a view, a deque, …
 
-    kind: "sized" leaves alone what has no length. No more items than a record can hold, so an endless generator ends
-    too, by being too large.
+    kind: "sized" leaves alone what has no length, or one that isn't the number of its items. No more items than a
+    record can hold, so an endless generator ends too, by being too large.
     """
-    if type(value) in CROSSING or (kind == "sized" and not hasattr(type(value), "__len__")):
+    sized = kind == "sized"
+    if type(value) in CROSSING or (sized and not hasattr(type(value), "__len__")):
         return value
+    length = len(value) if sized else None
     try:
-        items = iter(value)
+        iterator = iter(value)
     except TypeError:
         return value
-    return list(islice(items, MAX_RECORD // 16 + 1))
+    items = list(islice(iterator, MAX_RECORD // 16 + 1))
+    return value if sized and length != len(items) else items
 
 
 def replace_stdin(text: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from attacking import LIMITS, leftovers, open_descriptors, opened, outcome, processes, returned, unusable
 
@@ -107,6 +108,28 @@ async def test_closing_ends_programs_at_work(any_backend: str) -> None:
     assert leftovers(sandbox) == []
     assert not os.path.exists(pool.folder)
     assert open_descriptors() <= descriptors
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("warm", [0, 1])
+async def test_closing_ends_workers_that_someone_waits_for(any_backend: str, warm: int, cancelled: bool) -> None:
+    """At moments from the first step of a start to the program at work; also if the one who waits was cancelled."""
+    before = psutil.Process().children()
+    for delay in (0, 0.002, 0.005, 0.01, 0.02, 0.04):
+        pool = Pool(BACKENDS[any_backend](find_interpreter()), concurrency=2, warm=warm)
+        await pool.start()
+        sandbox = Sandbox(pool, LONG)
+        running = asyncio.create_task(outcome(sandbox, FOREVER, LONG))
+        await asyncio.sleep(delay)
+        if cancelled:
+            running.cancel()
+            await asyncio.sleep(0)
+        await sandbox.close()
+        assert psutil.Process().children() == before
+        assert leftovers(sandbox) == []
+        [end] = await asyncio.gather(running, return_exceptions=True)
+        assert type(end) is (asyncio.CancelledError if cancelled else SandboxUnavailable)
+        assert not os.path.exists(pool.folder)
 
 
 @pytest.mark.parametrize("after", range(4))

@@ -275,10 +275,24 @@ async def test_results_of_which_only_the_items_count(any_sandbox: Sandbox, body:
     ]
 
 
+async def test_a_length_is_that_of_the_value(any_sandbox: Sandbox) -> None:
+    """`len` is not the number of items where `__len__` says otherwise, and raises what `__len__` raises."""
+    checks = [check_assert(f"assert len(f(1)) == {number}", "f") for number in (1, 3)]
+    for body, expected in (("3", "opaque_value"), ("1", "pass"), ("1 << 70", "exception"), ("-1", "exception")):
+        source = (
+            f"class Items:\n    def __len__(self):\n        return {body}\n    def __iter__(self):\n        yield 1\n"
+            "def f(x):\n    return Items()\n"
+        )
+        wrong = "wrong_value" if expected == "pass" else expected
+        assert await outcomes(any_sandbox, source, *checks) == [expected, wrong], body
+
+
 async def test_collecting_items_ends_as_a_call_does(any_sandbox: Sandbox) -> None:
     check = check_assert("assert list(f(1)) == [1]", "f")
     for body, expected in (
         ("while True:\n        yield 1", "opaque_value"),  # too large
+        ("yield from [1] * 65_534", "wrong_value"),
+        ("yield from [1] * 65_536", "opaque_value"),
         ("while True:\n        yield 'x' * (1 << 20)", "oom"),
         ("while True:\n        pass\n    yield 1", "timeout"),
         ("yield 1\n    raise ValueError", "exception"),

@@ -5,8 +5,12 @@ or gigabytes, with the interpreter's lock held.
 """
 
 import asyncio
+import contextlib
 import json
+import operator
 import threading
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,12 +24,18 @@ from strategies.sandbox.expressions import WORK
 from strategies.sandbox.inside.codec import Malformed, decode, encode
 from strategies.sandbox.inside.work import TooMuch, Work
 from strategies.sandbox.judge import judge
+from strategies.sandbox.operations import FUNCTIONS
 from strategies.sandbox.outcome import Outcome, Program, Result
 from strategies.sandbox.records import Observation
 
 PERIOD = (1 << 61) - 1
 """Integers that differ by it hash alike."""
 NUMBERS = list(range(50_000))
+
+
+def deep(content: str, depth: int = 80) -> str:
+    """Compared by `<` with its like, its content is visited once for each level."""
+    return "[" * depth + content + "]" * depth
 
 
 def short(value: Any) -> str:
@@ -60,6 +70,14 @@ def verdict(source: str, *values: Any) -> Result:
         ("max([[0] * 3000] * 3000) == [0] * 3000", 1),
         ("min([[0] * 3000] * 1500 + [[0] * 3000] * 1500) == [0] * 3000", 1),
         ("sorted([[0] * 1000] * 1000)", 1),
+        (f"{deep('[0] * 9000 + [1]')} < {deep('[0] * 9000 + [2]')}", 1),
+        (f"{deep('(0,) * 9000 + (1,)')} >= {deep('(0,) * 9000 + (2,)')}", 1),
+        (f"{deep('f(1)', 50)} < {deep('f(1)', 50)}", NUMBERS),
+        (f"{deep('[0] * 9000 + [1]')} * 2 < {deep('[0] * 9000 + [2]')} * 2", 1),
+        (f"[[0] * 9, {deep('[0] * 9000 + [1]')}] < [[0] * 9, {deep('[0] * 9000 + [2]')}]", 1),
+        (f"sorted([{deep('[0] * 300 + [1]')}, {deep('[0] * 300 + [2]')}] * 50)", 1),
+        (f"max([{deep('[0] * 300 + [1]')}, {deep('[0] * 300 + [2]')}] * 50)", 1),
+        (f"min({deep('[0] * 9000 + [1]')}, {deep('[0] * 9000 + [2]')}, default=1)", 1),
         ("isinstance(1, ((str,) * 3000,) * 3000) or True", 1),
         ("len([0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000 + [0] * 90000) > 1", 1),
         (" and ".join(["[0] * 90000 != 1"] * 20), 1),
@@ -105,6 +123,7 @@ def test_what_no_work_can_bound_runs_inside(expression: str) -> None:
     [
         "[[0] * 3000] * 3000 == [[0] * 3000] * 3000",
         "len(str([[0] * 3000] * 3000))",
+        f"sorted([{deep('[0] * 100 + [1]')}, {deep('[0] * 100 + [2]')}] * 8)",
         "[0] * 10000, [0] * 10000, key=[0] * 10000",
         "'a' * 200000, 'a' * 200000",
     ],
@@ -146,6 +165,9 @@ def test_long_arguments_that_go_in(argument: str) -> None:
         ("assert sum(f(1), 1) == sum(range(50000)) + 1", [NUMBERS]),
         ("assert max(f(1)) - min(f(2)) == 49999 and 49999 in f(3)", [NUMBERS] * 3),
         ("assert set(f(1)) == {0}", [[0] * 1000]),
+        ("assert sorted(f(1)) == sorted(f(2), reverse=True)[::-1]", [[(n % 99, n) for n in range(16_000)]] * 2),
+        ("assert min(f(1)) < max(f(2)) and f(3) <= f(4)", [[[n] for n in range(16_000)]] * 4),
+        ("assert f(1) <= set(range(9000)) and f(2) < f(3)", [set(range(8000))] * 2 + [set(range(9000))]),
         ("assert len({f(1): 1, 2: 3}) == 2 and {1: 2}[f(2)] == 2", [5, 1]),
         ("assert f(1) == [[0] * 100] * 100", [[[0] * 100] * 100]),
         ("assert '' * 3 == '' and [] * 10 ** 9 == [] and f(1)", [1]),
@@ -180,6 +202,91 @@ def test_size_of_members_that_hash_alike() -> None:
     """Each may be compared with every other."""
     assert Work(WORK).size({PERIOD * n for n in range(30)}) > 30 * 30
     assert Work(WORK).size({*range(30)}) == 31
+
+
+class Counting:
+    """A scalar that counts how often one is compared."""
+
+    compared = 0
+
+    def __init__(self, number: int, hashed: int) -> None:
+        self.number, self.hashed = number, hashed
+
+    def __hash__(self) -> int:
+        return self.hashed
+
+    def __eq__(self, other: object) -> bool:
+        Counting.compared += 1
+        return isinstance(other, Counting) and self.number == other.number
+
+    def __lt__(self, other: object) -> bool:
+        Counting.compared += 1
+        return isinstance(other, Counting) and self.number < other.number
+
+    def __gt__(self, other: object) -> bool:
+        Counting.compared += 1
+        return isinstance(other, Counting) and self.number > other.number
+
+
+def altered(random: Random, value: Any) -> Any:
+    """A copy in which few scalars differ, all of them new: Python takes what is the same object for equal."""
+    if isinstance(value, Counting):
+        return Counting(value.number + (random.random() < 0.03), value.hashed)
+    if isinstance(value, dict):
+        return {altered(random, key): altered(random, item) for key, item in value.items()}
+    return type(value)([altered(random, item) for item in value])
+
+
+def nested(random: Random, depth: int, hashes: int, hashable: bool = False) -> Any:
+    """A value of built-in types with scalars of so many hash values."""
+    if depth == 0 or random.random() < 0.15:
+        number = random.randrange(random.choice((4, 20)))
+        return Counting(number, number % hashes)
+    kind: Any = random.choice((tuple, tuple, frozenset) if hashable else (list, list, tuple, frozenset, set, dict))
+    hashable = hashable or kind in (set, frozenset, dict)
+    items = [nested(random, depth - 1, hashes, hashable) for _ in range(random.randrange(6))]
+    return {item: nested(random, depth - 1, hashes) for item in items} if kind is dict else kind(items)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_comparing_costs_no_more_than_is_paid(seed: int) -> None:
+    random = Random(seed)
+    for _ in range(300):
+        depth, hashes = random.randrange(1, 6), random.choice((1, 2, 5, 50))
+        first, other = nested(random, depth, hashes), nested(random, depth, hashes)
+        for second in (altered(random, first), other):
+            for compare, ordered in ((operator.eq, False), (operator.lt, True), (operator.le, True)):
+                work = Work(1 << 60)
+                cost: Callable[[Any], int] = work.order if ordered else work.size
+                paid = cost(first) + cost(second)
+                assert comparisons(lambda compare=compare, pair=(first, second): compare(*pair)) <= paid
+        items = [altered(random, first) for _ in range(random.randrange(2, 9))] * random.randrange(1, 4)
+        items += [other] * random.randrange(2)
+        random.shuffle(items)
+        for name, rate in (("max", 1), ("min", 1), ("sorted", 2)):
+            work = Work(1 << 60)
+            compared = comparisons(lambda name=name, work=work, items=items: FUNCTIONS[name](work, items))
+            assert compared <= rate * ((1 << 60) - work.left)
+
+
+def comparisons(run: Callable[[], Any]) -> int:
+    """How often scalars are compared; some values can't be, which ends it."""
+    Counting.compared = 0
+    with contextlib.suppress(TypeError):
+        run()
+    return Counting.compared
+
+
+def test_an_order_comparison_visits_what_is_within_once_for_each_level() -> None:
+    def ending_in(last: int) -> list[Any]:
+        value: list[Any] = [Counting(n, 0) for n in (*range(100), last)]
+        for _ in range(30):
+            value = [value]
+        return value
+
+    first, second = ending_in(1), ending_in(2)
+    assert comparisons(lambda: first == second) < Work(WORK).size(first) < 150
+    assert 3000 < comparisons(lambda: first < second) < Work(WORK).order(first) < 5000
 
 
 def test_size_ends_with_the_work() -> None:
