@@ -145,7 +145,8 @@ class SearchRun:
         stream.put(delta)
 
     def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:
-        if node.end == "stop" or (node.finished and self.context.room(node) > 0):
+        # A written answer that was cut before a character of several tokens leaves room, too.
+        if node.end == "stop" or (not node.written and node.finished and self.context.room(node) > 0):
             return "stop", node.answer.stop_reason
         unit = self.generation.meter.exhausted
         return "length", f"budget:{unit}" if unit is not None and not node.finished else None

@@ -64,6 +64,15 @@ def test_max_tokens_cut_the_text() -> None:
     assert reply.reasons == [("length", None)]
 
 
+@pytest.mark.parametrize("less", [0, 1])
+def test_max_tokens_cut_before_a_character_of_several_tokens(less: int) -> None:
+    """The reply fits, the answer with its longer fence is cut, though it has fewer tokens than it may."""
+    program = "```\ndef add(a, b):\n    return a + b  # \u20ac\u20ac\n```\n"
+    reply = searched(forest_of([program], [ZERO]), made(k=1), max_tokens=len(program.encode()) - less)
+    assert reply.texts == ["```python\ndef add(a, b):\n    return a + b  # \u20ac"]
+    assert reply.reasons == [("length", None)]
+
+
 class Composing(ByteTokenizer):
     """Normalises, as Qwen's does, so a decoding is not the text that was encoded."""
 
