@@ -20,7 +20,7 @@ from strategies.sandbox.outcome import Program
 MAX_SOURCE = 16 << 10
 MAX_CALLS = 8
 ARGUMENTS_WORK = 1 << 15
-"""Units for all arguments of a test: they are evaluated and encoded on the event loop, when a request is read."""
+"""Units for all arguments of a test."""
 
 Unit = dict[str, Any]
 """One thing to do inside, as the worker's job has it: {"call": …}, {"statement": …} or {"stdin": …}."""
@@ -80,22 +80,22 @@ def sent(check: Check) -> list[Unit]:
     return [unit | {"collect": collected[i]} if i in collected else unit for i, unit in enumerate(check.units)]
 
 
-def check_assert(source: str, entry_point: str) -> CallCheck | StatementCheck:
-    """The test that an assert statement states.
+def check_assert(source: str, entry_point: str, work: Work | None = None) -> CallCheck | StatementCheck:
+    """The test that an assert statement states. work: what the arguments of several tests may cost together.
 
     Raises ValueError when it doesn't parse, is no assert statement, doesn't use the entry point, or is too long.
     """
     statement = parsed(source, "exec", entry_point)
     if len(statement.body) != 1 or not isinstance(statement.body[0], ast.Assert):
         raise ValueError("a test must be one assert statement")
-    return taken_apart(source, statement.body[0].test, entry_point) or StatementCheck(source)
+    return taken_apart(source, statement.body[0].test, entry_point, work) or StatementCheck(source)
 
 
-def check_call(call: str, expected: str, entry_point: str) -> CallCheck | StatementCheck:
-    """The test that `call` returns what `expected` evaluates to, both source text. Raises ValueError as above."""
+def check_call(call: str, expected: str, entry_point: str, work: Work | None = None) -> CallCheck | StatementCheck:
+    """The test that `call` returns what `expected` evaluates to, both source text. work and ValueError as above."""
     comparison = ast.Compare(parsed(call, "eval", entry_point).body, [ast.Eq()], [parsed(expected, "eval", None).body])
     source = f"assert ({call.strip()}) == ({expected.strip()})"
-    return taken_apart(source, comparison, entry_point) or StatementCheck(source)
+    return taken_apart(source, comparison, entry_point, work) or StatementCheck(source)
 
 
 def check_input(call: str, entry_point: str) -> CallCheck:
@@ -139,27 +139,31 @@ def parsed(source: str, mode: str, entry_point: str | None) -> Any:
     return tree
 
 
-def taken_apart(source: str, expression: ast.expr, entry_point: str) -> CallCheck | None:
+def taken_apart(source: str, expression: ast.expr, entry_point: str, work: Work | None = None) -> CallCheck | None:
     """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values.
 
     Changes the expression.
     """
-    calls = Calls(entry_point)
+    units = ARGUMENTS_WORK if work is None else min(ARGUMENTS_WORK, work.left)
+    calls = Calls(entry_point, units)
     try:
         comparison = compiled(calls.visit(expression))
     except (Unsupported, RecursionError):
         return None
+    finally:
+        if work is not None:
+            work.left -= units - max(0, calls.work.left)
     return CallCheck(source, tuple(calls.units), comparison, calls.collected) if calls.units else None
 
 
 class Calls(ast.NodeTransformer):
     """Replaces calls of the entry point by holes and collects their arguments."""
 
-    def __init__(self, entry_point: str) -> None:
+    def __init__(self, entry_point: str, units: int = ARGUMENTS_WORK) -> None:
         self.entry_point = entry_point
         self.units: list[Unit] = []
         self.collected: dict[int, str] = {}
-        self.work = Work(ARGUMENTS_WORK)
+        self.work = Work(units)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if not self.is_ours(node):

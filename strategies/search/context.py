@@ -64,16 +64,18 @@ class SearchContext:
         trace: Trace | None = None,
         prompt_text: str = "",
         question: str | None = None,
+        prepared: object = None,
     ) -> None:
         """generation: the prompt, and how the request wants its answer sampled and stopped. Child i of the root draws
         the noise of branch (i,), as choice i of a request without a search does. question: of a chat, its last user
-        turn; None for a plain completion."""
+        turn; None for a plain completion. prepared: what `Search.prepared` found."""
         self.runtime = runtime
         self.generation = generation
         self.n = n
         self.prompt_text = prompt_text
         self.is_chat = question is not None
         self.question = prompt_text if question is None else question
+        self.prepared = prepared
         self.scorers = scorers or {}
         self.sandbox = sandbox
         self.prompts = prompts or Prompts()

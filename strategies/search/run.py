@@ -56,6 +56,7 @@ class SearchRun:
         prompts: Prompts | None = None,
         prompt_text: str = "",
         question: str | None = None,
+        prepared: object = None,
     ) -> None:
         """generation: see `SearchContext`. Computes the prompt first, which every branch then shares; of a search that
         answers with a text of its own a single token, for its place in the queue.
@@ -77,6 +78,7 @@ class SearchRun:
             trace=self.trace,
             prompt_text=prompt_text,
             question=question,
+            prepared=prepared,
         )
         self.context.on_commit = self._committed
         self.streams = [ChoiceStream(self) for _ in range(n)]

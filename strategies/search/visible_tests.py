@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
+from strategies.sandbox.inside.work import Work
 from strategies.search.prompt_examples import literal_calls, parse_examples
 from strategies.search.vetting import vetted
 
@@ -22,8 +23,8 @@ class AssertTest(BaseModel):
 
     statement: Text = Field(alias="assert")
 
-    def check(self, entry_point: str) -> Check:
-        return check_assert(self.statement, entry_point)
+    def check(self, entry_point: str, work: Work) -> Check:
+        return check_assert(self.statement, entry_point, work)
 
     @property
     def source(self) -> str:
@@ -38,8 +39,8 @@ class CallTest(BaseModel):
     call: Text
     expected: Text
 
-    def check(self, entry_point: str) -> Check:
-        return check_call(self.call, self.expected, entry_point)
+    def check(self, entry_point: str, work: Work) -> Check:
+        return check_call(self.call, self.expected, entry_point, work)
 
     @property
     def source(self) -> str:
@@ -54,7 +55,7 @@ class ScriptTest(BaseModel):
     stdin: Text
     stdout: Text
 
-    def check(self, entry_point: str) -> Check:
+    def check(self, entry_point: str, work: Work) -> Check:
         return check_stdin(self.stdin, self.stdout)
 
     @property
@@ -92,12 +93,12 @@ class VisibleTest:
     origin: Origin
 
 
-def given_tests(tests: Sequence[GivenTest], entry_point: str) -> list[VisibleTest]:
-    """Raises ValueError for one that can't be used."""
+def given_tests(tests: Sequence[GivenTest], entry_point: str, work: Work) -> list[VisibleTest]:
+    """work: for the arguments of all. Raises ValueError for one that can't be used."""
     return [
         VisibleTest(
             f"input {test.stdin!r} must print {test.stdout!r}" if isinstance(test, ScriptTest) else test.source,
-            test.check(entry_point),
+            test.check(entry_point, work),
             "given",
         )
         for test in tests
