@@ -108,7 +108,7 @@ def check_input(call: str, entry_point: str) -> CallCheck:
         raise ValueError(f"a call can't be made from outside: {error}") from None
     if len(calls.units) != 1:
         raise ValueError("an input must be one call")
-    return CallCheck(call, tuple(calls.units), lambda _: True)
+    return CallCheck(call, tuple(calls.units), lambda _values, _work=None: True)
 
 
 def check_stdin(stdin: str, stdout: str) -> StdinCheck:

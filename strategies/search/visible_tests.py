@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
 from strategies.sandbox.inside.work import Work
 from strategies.search.prompt_examples import literal_calls, parse_examples
-from strategies.search.vetting import vetted
+from strategies.search.vetting import Vetted, vetted
 
 Origin = Literal["given", "prompt", "generated"]
+MAX_LINES = 64
+"""Of asserts that are read in a reply: half as many tests are wanted at most."""
 Text = Annotated[str, Field(max_length=16384)]
 
 
@@ -118,20 +120,29 @@ def prompt_tests(prompt: str, entry_point: str, known: Sequence[VisibleTest]) ->
 
 
 def generated_tests(
-    replies: Sequence[str], entry_point: str, known: Sequence[VisibleTest], most: int
+    replies: Sequence[str],
+    entry_point: str,
+    known: Sequence[VisibleTest],
+    most: int,
+    read: dict[str, Vetted | None] | None = None,
 ) -> tuple[list[VisibleTest], int]:
     """At most `most` usable ones of the asserts in all of a model's replies, and how many were dropped: what is not
-    `vetted`, repeats, or makes the call of a known test. Of tests that contradict one another, in whichever replies,
-    none is kept."""
+    `vetted`, repeats, makes the call of a known test, or stands behind a reply's first MAX_LINES. Of tests that
+    contradict one another, in whichever replies, none is kept. read: what is known of lines, to which it is added."""
+    read = {} if read is None else read
     calls = {call_of(test.check) for test in known}
-    found: dict[str, dict[str, VisibleTest]] = {}
-    lines = [line for reply in replies for line in reply.split("\n") if "assert" in line]
-    for line in lines:
-        good = vetted(line[line.index("assert") :].strip().strip("`"), entry_point)
-        if good is not None and (call := call_of(good[1])) is not None and call not in calls:
-            found.setdefault(call, {}).setdefault(good[0], VisibleTest(*good, "generated"))
-    kept = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1][:most]
-    return kept, len(lines) - len(kept)
+    found: dict[str, dict[str, Vetted]] = {}
+    lines = [[line for line in reply.split("\n") if "assert" in line] for reply in replies]
+    for line in (line for reply in lines for line in reply[:MAX_LINES]):
+        statement = line[line.index("assert") :].strip().strip("`")
+        if statement not in read:
+            read[statement] = vetted(statement, entry_point)
+        good = read[statement]
+        if good is not None and (call := call_of(good.check)) is not None and call not in calls:
+            found.setdefault(call, {}).setdefault(good.source, good)
+    agreed = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1]
+    kept = [VisibleTest(one.source, one.check, "generated") for one in agreed[:most]]
+    return kept, sum(map(len, lines)) - len(kept)
 
 
 def inputs_of(texts: Sequence[str], entry_point: str, most: int) -> list[CallCheck]:

@@ -16,6 +16,7 @@ from strategies.search.program_choice import Candidate, derive_seed, first_highe
 from strategies.search.program_forest import reward
 from strategies.search.program_prompts import Prompts, feedback, what_happened
 from strategies.search.suspect_tests import suspect_tests, without
+from strategies.search.vetting import Vetted
 from strategies.search.visible_tests import VisibleTest, generated_tests, inputs_of, prompt_tests
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Workshop:
     _first: dict[str, int] = field(default_factory=dict)
     _test_tries: int = 0
     _written_tests: list[str] = field(default_factory=list)
+    _read: dict[str, Vetted | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.given = self.search.task_of(self.context)
@@ -210,7 +212,9 @@ class Workshop:
         self._written_tests.append(reply.text)
         known = [test for test in self.tests if test.origin != "generated"]
         most = self.search.n_tests - len(known)
-        written, dropped = await self.context.compute(generated_tests, self._written_tests, self.function, known, most)
+        written, dropped = await self.context.compute(
+            generated_tests, self._written_tests, self.function, known, most, self._read
+        )
         self.tests = [*known, *written]
         self.counts["tests_dropped"] = dropped
 

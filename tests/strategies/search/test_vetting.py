@@ -3,8 +3,10 @@
 import pytest
 from program_bench import FIRST, RIGHT, ZERO, forest_of, made, searched
 
-from strategies.search.vetting import vetted
-from strategies.search.visible_tests import generated_tests
+from strategies.sandbox.inside.work import Work
+from strategies.search import visible_tests
+from strategies.search.vetting import VETTING_WORK, Vetted, vetted
+from strategies.search.visible_tests import MAX_LINES, generated_tests
 
 pytestmark = pytest.mark.usefixtures("program_bench")
 
@@ -49,7 +51,48 @@ def test_what_no_program_can_fail_is_no_test(test: str) -> None:
 def test_what_some_value_fails_is_one(test: str) -> None:
     found = vetted(f"assert {test}", "f")
     assert found is not None
-    assert found[0] == f"assert {test}"
+    assert found.source == f"assert {test}"
+
+
+def test_vetting_a_line_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is evaluated for it, with any value, on one budget; what costs more is no test."""
+    spent = 0
+    spend = Work.spend
+
+    def counted(work: Work, units: int) -> None:
+        nonlocal spent
+        spend(work, units)
+        spent += units
+
+    monkeypatch.setattr(Work, "spend", counted)
+    nested = ", ".join("[" * 85 + f"[2**60]*300+[{i}]" + "]" * 85 for i in range(4))
+    for test in ("[{}]*150000", "sorted([9.0]*9000)", "set(range(9000))", "str([0.1]*3000)", f"sorted([{nested}]*200)"):
+        spent = 0
+        assert vetted(f"assert f(1) != {test}", "f") is None
+        assert spent <= VETTING_WORK
+    assert vetted("assert f(1) != sorted([9.0]*90)", "f") is not None
+
+
+def test_a_line_is_vetted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(line: str, entry_point: str) -> Vetted | None:
+        seen.append(line)
+        return vetted(line, entry_point)
+
+    monkeypatch.setattr(visible_tests, "vetted", noted)
+    first, second = "assert f(1) == 2\nassert f(2", "assert f(2\nassert f(3) == 4"
+    read: dict[str, Vetted | None] = {}
+    for replies in ([first], [first, second]):
+        generated_tests(replies, "f", [], 6, read)
+    assert seen == ["assert f(1) == 2", "assert f(2", "assert f(3) == 4"]
+
+
+def test_of_a_reply_so_many_lines_are_read() -> None:
+    reply = "\n".join(f"assert f({i}) == {i}" for i in range(100))
+    kept, dropped = generated_tests([reply, "assert f(100) == 100"], "f", [], 200)
+    assert [test.source for test in kept] == [f"assert f({i}) == {i}" for i in (*range(MAX_LINES), 100)]
+    assert dropped == 100 - MAX_LINES
 
 
 def test_either_way_round_is_the_same_test() -> None:
