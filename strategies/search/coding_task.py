@@ -16,9 +16,9 @@ from strategies.search.visible_tests import GivenTest, VisibleTest, given_tests
 if TYPE_CHECKING:
     from strategies.search.coding_search import CodingSearch
 
-TESTS_WORK = 1 << 18
-"""Units for the arguments of all tests of a request: enough for the longest ones that are literal. The tests behind
-those that use it up run inside of the sandbox."""
+TESTS_WORK = 1 << 20
+"""Units for all tests of a request: enough for the longest ones that are literal. The tests behind those that use it up
+run inside of the sandbox."""
 MARKS = 8
 """Tokens that a tokenizer may add to a text."""
 

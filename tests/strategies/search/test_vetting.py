@@ -26,9 +26,13 @@ def used(*replies: str, most: int = 6) -> list[str]:
         "len(str(f(1))) >= 0",
         "[f(1)]",
         "f(1) == f(1)",
+        "f(1000000) == sum(range(1000001))",
+        "f(2, 5000) == 2**5000",
+        "f(1) == [0] * 10**7",
+        "f(1) == '%d items' % 3",
     ],
 )
-def test_what_no_program_can_fail_is_no_test(test: str) -> None:
+def test_what_no_program_can_fail_or_pass_is_no_test(test: str) -> None:
     assert vetted(f"assert {test}", "f") is None
 
 
