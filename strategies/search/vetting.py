@@ -1,7 +1,7 @@
 """Which asserts of a model's are tests: those that can be judged outside of the sandbox and that a program can fail."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,10 +24,11 @@ SYMMETRIC = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
 
 @dataclass(frozen=True, slots=True)
 class Vetted:
-    """source: the assert statement in normal form."""
+    """source: the assert statement in normal form. values: what it compares the result with."""
 
     source: str
     check: CallCheck
+    values: tuple[Any, ...]
 
 
 def vetted(line: str, entry_point: str) -> Vetted | None:
@@ -47,12 +48,13 @@ def vetted(line: str, entry_point: str) -> Vetted | None:
     statement = tree.body[0]
     assert isinstance(statement, ast.Assert)
     try:
-        if not can_fail(check, statement.test, work):
+        values = tuple(compared(statement.test, work))
+        if not can_fail(check, values, work):
             return None
     except TooMuch:
         return None
     text = source_of(ast.Assert(call_first(statement.test, entry_point)))
-    return None if text is None else Vetted(text, check)
+    return None if text is None else Vetted(text, check, values)
 
 
 def call_first(test: ast.expr, entry_point: str) -> ast.expr:
@@ -68,10 +70,21 @@ def mentions(expression: ast.expr, name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(expression))
 
 
-def can_fail(check: CallCheck, test: ast.expr, work: Work) -> bool:
-    """Whether any value fails the test, of one of each type and those that the test itself compares with: `f(1) or
-    True` is none, nor is `bool(f(1)) in (True, False)`. Raises TooMuch."""
-    return any(not passes(check, value, work) for values in (SAMPLES, compared(test, work)) for value in values)
+def agree(tests: Sequence[Vetted]) -> bool:
+    """Whether one value passes all of these tests of one call, of those that are tried for `can_fail`. False where that
+    costs too much to find out."""
+    work = Work(VETTING_WORK)
+    values = [value for test in tests for value in test.values]
+    try:
+        return any(all(passes(test.check, value, work) for test in tests) for value in (*values, *SAMPLES))
+    except TooMuch:
+        return False
+
+
+def can_fail(check: CallCheck, values: Sequence[Any], work: Work) -> bool:
+    """Whether any value fails the test, of one of each type and those that the test itself compares with: no test is
+    `f(1) or True`, nor `bool(f(1)) in (True, False)`. Raises TooMuch."""
+    return any(not passes(check, value, work) for value in (*SAMPLES, *values))
 
 
 def passes(check: CallCheck, value: Any, work: Work) -> bool:

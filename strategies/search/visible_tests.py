@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
 from strategies.sandbox.inside.work import Work
 from strategies.search.prompt_examples import literal_calls, parse_examples
-from strategies.search.vetting import Vetted, vetted
+from strategies.search.vetting import Vetted, agree, vetted
 
 Origin = Literal["given", "prompt", "generated"]
 MAX_LINES = 64
@@ -127,8 +127,9 @@ def generated_tests(
     read: dict[str, Vetted | None] | None = None,
 ) -> tuple[list[VisibleTest], int]:
     """At most `most` usable ones of the asserts in all of a model's replies, and how many were dropped: what is not
-    `vetted`, repeats, makes the call of a known test, or stands behind a reply's first MAX_LINES. Of tests that
-    contradict one another, in whichever replies, none is kept. read: what is known of lines, to which it is added."""
+    `vetted`, repeats, makes the call of a known test, or stands behind a reply's first MAX_LINES. Of tests of one call,
+    in whichever replies, the first is kept if they `agree`, else none. read: what is known of lines, to which it is
+    added."""
     read = {} if read is None else read
     calls = {call_of(test.check) for test in known}
     found: dict[str, dict[str, Vetted]] = {}
@@ -140,8 +141,10 @@ def generated_tests(
         good = read[statement]
         if good is not None and (call := call_of(good.check)) is not None and call not in calls:
             found.setdefault(call, {}).setdefault(good.source, good)
-    agreed = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1]
-    kept = [VisibleTest(one.source, one.check, "generated") for one in agreed[:most]]
+    kept: list[VisibleTest] = []
+    for versions in (list(of_call.values()) for of_call in found.values()):
+        if len(kept) < most and (len(versions) == 1 or agree(versions)):
+            kept.append(VisibleTest(versions[0].source, versions[0].check, "generated"))
     return kept, sum(map(len, lines)) - len(kept)
 
 

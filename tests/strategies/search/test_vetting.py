@@ -114,6 +114,41 @@ def test_contradictions_in_different_replies() -> None:
     assert used("assert f(1) == 2\nassert f(1) == 3", "assert f(1) == 2") == []
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ("f(2)", "f(2) == True"),
+        ("f(2) is True", "f(2) == True"),
+        ("not f(2)", "f(2) == False"),
+        ("f(1) == 2", "f(1) == 2.0"),
+        ("f(1) == {2, 1}", "f(1) == {1, 2}"),
+        ("f('a') == 'b'", "isinstance(f('a'), str)"),
+        ("f([]) == []", "len(f([])) == 0"),
+        ("f(1) == 0.333", "abs(f(1) - 0.333) < 1e-06"),
+        ("f(1) != 7", "f(1) is not None"),
+    ],
+)
+def test_tests_that_agree_are_no_contradiction(tests: tuple[str, str]) -> None:
+    """In whichever replies; the first is kept."""
+    one, other = (f"assert {test}" for test in tests)
+    assert used(f"{one}\n{other}") == used(one, other) == [one]
+    assert used(other, one) == [other]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ("f(1) == 2", "f(1) == 3"),
+        ("f(1) == (1, 2)", "f(1) == [1, 2]"),
+        ("f(1)", "f(1) == 0"),
+        ("f(1) == 2", "isinstance(f(1), str)"),
+        ("f(1) == 2", "f(1) == 2.0", "f(1) != 2"),
+    ],
+)
+def test_tests_that_no_value_passes_are_one(tests: tuple[str, ...]) -> None:
+    assert used(*(f"assert {test}" for test in tests)) == []
+
+
 def test_a_search_drops_what_a_later_reply_contradicts() -> None:
     replies = ["assert add(1, 2) == 4\nassert add(2, 2) == 4", "assert add(1, 2) == 3\nassert add(5, 0) == 5"]
     coder = forest_of([FIRST, RIGHT], [ZERO], tests=[f"```\n{reply}\n```" for reply in [*replies, replies[1]]])
