@@ -181,8 +181,7 @@ class SearchContext:
         """An answer whose text the search has put together, for the client as it is: it ends before a stop string of
         the client's, or at the most tokens that an encoding of it may have. complete: whether it ends by itself."""
         answer, room = self.root.answer.fork(), self.room(self.root)
-        least = self.generation.stopping.min_tokens
-        tokens, whole = write(answer, text, self.runtime.tokenizer, max_tokens=room, min_tokens=least)
+        tokens, whole = write(answer, text, self.runtime.tokenizer, self.generation.stopping, max_tokens=room)
         end: End = "stop" if answer.ended or (whole and complete) else "length"
         finished = end == "stop" or not whole or len(tokens) == room
         lineage, kept = (child,), tuple(tokens)
