@@ -16,11 +16,13 @@ from strategies.search.run import SearchRun
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token ids for the model, and the text that `echo` repeats. question: of a conversation, its last user turn."""
+    """token ids for the model, and the text that `echo` repeats. question: of a conversation, its last user turn.
+    prepared: what the request's search has found out about it."""
 
     tokens: list[int]
     text: str
     question: str | None = None
+    prepared: object = None
 
 
 @dataclass(slots=True)

@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from decoding_server.config import ServerConfig
 from decoding_server.decoding import SEPARATOR, resolved_decoding, split_model
@@ -26,7 +27,7 @@ from strategies.errors import ContextLengthExceeded, ModelNotFound, ProgramsUnav
 from strategies.runtime import Generation, GenerationStream, Runtime, SamplingParameters, StopConditions
 from strategies.sampling.transform import Transform
 from strategies.search.run import SearchRun
-from strategies.search.search import Search
+from strategies.search.search import Asked, Search
 from strategies.speculative.speculation import Speculation
 
 ORDINARY = frozenset({"top_k", "top_p", "min_p", "repetition_penalty", "presence_frequency_penalty"})
@@ -104,11 +105,29 @@ class Service:
             f"The model '{requested[:100]}' does not exist. This server serves: {', '.join(self.served_names)}."
         )
 
-    async def prepare(self, request: GenerationRequest) -> None:
-        """To be awaited before `submit`: opens what the request needs. Raises ProgramsUnavailable."""
+    async def prepare(
+        self,
+        request: GenerationRequest,
+        prompts: list[Prompt],
+        *,
+        default_max_tokens: int | None = None,
+        prompt_field: str = "prompt",
+    ) -> list[Prompt]:
+        """To be awaited before `submit`, which takes the prompts as they are then: opens what the request needs, and
+        does what would stop other requests' streams there. Raises InvalidRequest, ProgramsUnavailable."""
         search = None if request.decoding is None else request.decoding.search
-        if search is not None and search.runs_programs:
+        if search is None:
+            return prompts
+        if search.runs_programs:
             await self.sandbox.ready()
+        self._check_limits(request, prompts, len(prompts) * request.choices_per_prompt)
+        most = self.stopping(request, default_max_tokens).max_tokens or None
+        asked = [
+            Asked(one.text if one.question is None else one.question, one.question is not None, most) for one in prompts
+        ]
+        with wire_names(request, prompt_field):
+            found = await search.prepared(asked, self.runtime, self.prompts)
+        return [replace(one, prepared=known) for one, known in zip(prompts, found, strict=True)]
 
     def submit(
         self,
@@ -174,19 +193,16 @@ class Service:
             for prompt in prompts
             for choice in range(choices)
         ]
-        wire_names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
         searches: list[SearchRun] = []
         streams: Sequence[GenerationStream]
         if leave is not None:
             leave.queue(len(generations))
-        try:
+        with wire_names(request, prompt_field):
             if search is None:
                 streams = self.runtime.submit(generations)
             else:
                 searches = self._begin_searches(search, generations[::choices], prompts, choices)
                 streams = [stream for run in searches for stream in run.streams]
-        except ContextLengthExceeded as error:
-            raise ContextLengthExceeded(str(error), wire_names.get(error.param or "", error.param)) from error
         resolved = resolved_decoding(generations[0], self.runtime.info.eos_token_ids, search)
         observer.described(
             self.model_name(request.model),
@@ -220,6 +236,7 @@ class Service:
                         prompts=self.prompts,
                         prompt_text=prompt.text,
                         question=prompt.question,
+                        prepared=prompt.prepared,
                     )
                 )
         except Exception:
@@ -310,6 +327,16 @@ def tool_format_of(parser: str, chat_template: str | None) -> ToolCallFormat | N
     """The format of `--tool-call-parser`, or the one that the chat template shows."""
     name = detect_format(chat_template) if parser == "auto" else parser
     return FORMATS.get(name or "none")
+
+
+@contextmanager
+def wire_names(request: GenerationRequest, prompt_field: str) -> Iterator[None]:
+    """A ContextLengthExceeded names the request's own fields."""
+    try:
+        yield
+    except ContextLengthExceeded as error:
+        names = {"prompt": prompt_field, "max_tokens": token_limit_param(request)}
+        raise ContextLengthExceeded(str(error), names.get(error.param or "", error.param)) from error
 
 
 def token_limit_param(request: GenerationRequest) -> str:

@@ -35,10 +35,10 @@ async def create_chat_completion(request: Request) -> Response:
     _check(chat, service)
     tools = plan_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls, service.tool_format)
     prompt = await chat_prompt(service, chat, tools)
-    await service.prepare(chat)
+    prompts = await service.prepare(chat, [prompt], prompt_field="messages")
     running = service.submit(
         chat,
-        [prompt],
+        prompts,
         Scoring((chat.top_logprobs or 0) if chat.logprobs else None, chat.prompt_logprobs),
         prompt_field="messages",
         observer=observer_of(request),

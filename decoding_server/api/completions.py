@@ -41,7 +41,7 @@ async def create_completion(request: Request) -> Response:
     scored = [count for count in (echoed, completion.prompt_logprobs) if count is not None]
     selecting = completion.candidates > completion.choices_per_prompt
     generated = 0 if selecting and completion.logprobs is None else completion.logprobs
-    await service.prepare(completion)
+    prompts = await service.prepare(completion, prompts, default_max_tokens=DEFAULT_MAX_TOKENS)
     running = service.submit(
         completion,
         prompts,

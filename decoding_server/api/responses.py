@@ -56,10 +56,10 @@ async def create_response(request: Request) -> Response:
         prompt = await chat_prompt(service, chat, tools)
         structure = await structure_of(service, chat, tools)
         sampling = service.sampling(chat, structure)
-        await service.prepare(chat)
+        prompts = await service.prepare(chat, [prompt], prompt_field="messages")
         running = service.submit(
             chat,
-            [prompt],
+            prompts,
             Scoring(chat.top_logprobs),
             prompt_field="messages",
             observer=observer_of(request),

@@ -8,19 +8,23 @@ the input and keep the expected output.
 import ast
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from strategies.sandbox.expressions import HOLE, Evaluation, Unsupported, compiled, constant, dotted
+from strategies.sandbox.expressions import HOLE, WORK, Evaluation, Unsupported, compiled, constant, dotted
 from strategies.sandbox.inside.codec import encode
 from strategies.sandbox.inside.work import Work
+from strategies.sandbox.operations import REFUSALS
 from strategies.sandbox.outcome import Program
 
 MAX_SOURCE = 16 << 10
 MAX_CALLS = 8
 ARGUMENTS_WORK = 1 << 15
-"""Units for all arguments of a test: they are evaluated and encoded on the event loop, when a request is read."""
+"""Units for all arguments of a test."""
+FAULTS = (TypeError, ArithmeticError, LookupError, ValueError, MemoryError)
+"""What Python raises for an expression that is wrong."""
 
 Unit = dict[str, Any]
 """One thing to do inside, as the worker's job has it: {"call": …}, {"statement": …} or {"stdin": …}."""
@@ -80,35 +84,35 @@ def sent(check: Check) -> list[Unit]:
     return [unit | {"collect": collected[i]} if i in collected else unit for i, unit in enumerate(check.units)]
 
 
-def check_assert(source: str, entry_point: str) -> CallCheck | StatementCheck:
-    """The test that an assert statement states.
+def check_assert(source: str, entry_point: str, work: Work | None = None) -> CallCheck | StatementCheck:
+    """The test that an assert statement states. work: what may be spent on several tests together.
 
     Raises ValueError when it doesn't parse, is no assert statement, doesn't use the entry point, or is too long.
     """
     statement = parsed(source, "exec", entry_point)
     if len(statement.body) != 1 or not isinstance(statement.body[0], ast.Assert):
         raise ValueError("a test must be one assert statement")
-    return taken_apart(source, statement.body[0].test, entry_point) or StatementCheck(source)
+    return taken_apart(source, statement.body[0].test, entry_point, work) or StatementCheck(source)
 
 
-def check_call(call: str, expected: str, entry_point: str) -> CallCheck | StatementCheck:
-    """The test that `call` returns what `expected` evaluates to, both source text. Raises ValueError as above."""
+def check_call(call: str, expected: str, entry_point: str, work: Work | None = None) -> CallCheck | StatementCheck:
+    """The test that `call` returns what `expected` evaluates to, both source text. work and ValueError as above."""
     comparison = ast.Compare(parsed(call, "eval", entry_point).body, [ast.Eq()], [parsed(expected, "eval", None).body])
     source = f"assert ({call.strip()}) == ({expected.strip()})"
-    return taken_apart(source, comparison, entry_point) or StatementCheck(source)
+    return taken_apart(source, comparison, entry_point, work) or StatementCheck(source)
 
 
 def check_input(call: str, entry_point: str) -> CallCheck:
     """No test, but a call to see what comes of it: any value of built-in types passes. Raises ValueError as above, and
     where the arguments can't go in."""
-    calls = Calls(entry_point)
+    calls = Calls(entry_point, Work(ARGUMENTS_WORK))
     try:
         calls.visit(parsed(call, "eval", entry_point).body)
     except (Unsupported, RecursionError) as error:
         raise ValueError(f"a call can't be made from outside: {error}") from None
     if len(calls.units) != 1:
         raise ValueError("an input must be one call")
-    return CallCheck(call, tuple(calls.units), lambda _: True)
+    return CallCheck(call, tuple(calls.units), lambda _values, _work=None: True)
 
 
 def check_stdin(stdin: str, stdout: str) -> StdinCheck:
@@ -139,27 +143,69 @@ def parsed(source: str, mode: str, entry_point: str | None) -> Any:
     return tree
 
 
-def taken_apart(source: str, expression: ast.expr, entry_point: str) -> CallCheck | None:
-    """None for what must run inside: unusual expressions, or arguments that don't evaluate to built-in values.
+def taken_apart(source: str, expression: ast.expr, entry_point: str, work: Work | None = None) -> CallCheck | None:
+    """None for what must run inside: unusual expressions, arguments that don't evaluate to built-in values, or what is
+    beyond the evaluator's limits whatever the results are.
 
     Changes the expression.
     """
-    calls = Calls(entry_point)
+    work = Work(ARGUMENTS_WORK + WORK) if work is None else work
     try:
-        comparison = compiled(calls.visit(expression))
+        with part_of(work, ARGUMENTS_WORK) as part:
+            calls = Calls(entry_point, part)
+            compared = calls.visit(expression)
+        comparison = compiled(compared)
+        with part_of(work, WORK) as part:
+            if refused(compared, part):
+                return None
     except (Unsupported, RecursionError):
         return None
     return CallCheck(source, tuple(calls.units), comparison, calls.collected) if calls.units else None
 
 
+@contextmanager
+def part_of(whole: Work, most: int) -> Iterator[Work]:
+    """At most so many of the units that are left."""
+    part = Work(min(most, whole.left))
+    whole.left -= part.left
+    try:
+        yield part
+    finally:
+        whole.left += max(0, part.left)
+
+
+def refused(expression: ast.expr, work: Work) -> bool:
+    """Whether a part that doesn't depend on the results can't be evaluated here: every program would fail the test."""
+    parts: list[ast.expr] = []
+    collect_fixed(expression, parts)
+    for part in parts:
+        try:
+            constant(part, work)
+        except REFUSALS:
+            return True
+        except FAULTS:
+            continue
+    return False
+
+
+def collect_fixed(node: ast.AST, parts: list[ast.expr]) -> bool:
+    """Whether there is no hole in it. Adds the largest parts without one of what has some."""
+    children = list(ast.iter_child_nodes(node))
+    fixed = [child for child in children if collect_fixed(child, parts)]
+    if len(fixed) == len(children) and not (isinstance(node, ast.Name) and node.id.startswith(HOLE)):
+        return True
+    parts += [child for child in fixed if isinstance(child, ast.expr)]
+    return False
+
+
 class Calls(ast.NodeTransformer):
     """Replaces calls of the entry point by holes and collects their arguments."""
 
-    def __init__(self, entry_point: str) -> None:
+    def __init__(self, entry_point: str, work: Work) -> None:
         self.entry_point = entry_point
         self.units: list[Unit] = []
         self.collected: dict[int, str] = {}
-        self.work = Work(ARGUMENTS_WORK)
+        self.work = work
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         if not self.is_ours(node):
@@ -192,7 +238,7 @@ def argument(node: ast.expr, work: Work) -> list[Any]:
         encoded = encode(value, 1 << 18)
     except Unsupported:
         raise
-    except (TypeError, ArithmeticError, LookupError, ValueError, MemoryError) as error:
+    except FAULTS as error:
         raise Unsupported(f"an argument raises {type(error).__name__}") from None
     if opaque(encoded):
         raise Unsupported("an argument without a built-in value")

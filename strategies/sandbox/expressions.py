@@ -10,7 +10,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from strategies.sandbox.inside.work import Work
 from strategies.sandbox.operations import (
@@ -37,9 +37,13 @@ class Unsupported(ValueError):
 TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)}
 CONSTANTS = {"math.pi": math.pi, "math.e": math.e, "math.inf": math.inf, "math.nan": math.nan}
 Values = Mapping[str, Any]
-Evaluation = Callable[[Values], Any]
-"""Takes the holes' values by name. Raises what Python would raise, TypeError, ZeroDivisionError, IndexError, …, and
-TooMuch, a ValueError."""
+
+
+class Evaluation(Protocol):
+    """Takes the holes' values by name. work: what several evaluations may cost together. Raises what Python would
+    raise, TypeError, ZeroDivisionError, IndexError, …, and TooMuch, a ValueError."""
+
+    def __call__(self, values: Values, work: Work | None = None, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def compiled(node: ast.expr) -> Evaluation:
         part = _compiled(node)
     except RecursionError:
         raise Unsupported("nested too deeply") from None
-    return lambda values: part(Scope(values, Work(WORK)))
+    return lambda values, work=None: part(Scope(values, Work(WORK) if work is None else work))
 
 
 def constant(node: ast.expr, work: Work) -> Any:
@@ -162,6 +166,8 @@ def _call(target: ast.expr, arguments: list[ast.expr], keywords: list[ast.keywor
     name = dotted(target)
     if name not in FUNCTIONS or any(keyword.arg not in KEYWORDS for keyword in keywords):
         raise Unsupported(f"{name or 'this call'} is not evaluated outside of the sandbox")
+    if name == "sum" and len(arguments) == 2 and isinstance(arguments[1], (ast.List, ast.Tuple)):
+        raise Unsupported("sum of sequences is not evaluated outside of the sandbox")
     if name in ONE_ARGUMENT and len(arguments) != 1:
         raise Unsupported(f"{name} with other than one argument is not evaluated outside of the sandbox")
     function, parts = FUNCTIONS[name], list(map(_compiled, arguments))

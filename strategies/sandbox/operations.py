@@ -10,13 +10,21 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from strategies.sandbox.inside.work import CONTAINERS, SAME_HASH, Work
+from strategies.sandbox.inside.work import CONTAINERS, SAME_HASH, TooMuch, Work
 
 MAX_BITS = 4096
 """Of integers to calculate with. Holds for sums too: adding to a huge integer copies it."""
 MAX_RANGE = 100_000
 TEXT_COST = 10
 """For a unit of size: its repr can be 80 characters, of four bytes each."""
+
+
+class Refused(TypeError):
+    """An operation that Python would do, but that is not done outside of the sandbox."""
+
+
+REFUSALS = (Refused, TooMuch)
+"""What an evaluation ends in by its own limits: no fault of the values."""
 
 ITERABLE = (*CONTAINERS, str, bytes, range)
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -79,24 +87,24 @@ def arithmetic(work: Work, op: ast.operator, left: Any, right: Any) -> Any:
     """Of numbers; adding and repeating of sequences; differences of sets."""
     for operand in (left, right):
         if type(operand) is int and operand.bit_length() > MAX_BITS:
-            raise TypeError("an integer too large to calculate with")
+            raise Refused("an integer too large to calculate with")
     integers = type(left) is int and type(right) is int
     if isinstance(op, ast.Pow) and integers and abs(right) * left.bit_length() > MAX_BITS:
-        raise TypeError("a power too large to calculate")
+        raise Refused("a power too large to calculate")
     work.spend(work.flat(left) + work.flat(right))
     if type(left) not in ITERABLE and type(right) not in ITERABLE:
         return ARITHMETIC[type(op)](left, right)
     if isinstance(op, ast.Mult):
         return _repeated(work, left, right) if type(right) is int else _repeated(work, right, left)
-    if isinstance(op, ast.Mod):
-        raise TypeError("text formatting is not evaluated outside of the sandbox")
+    if isinstance(op, ast.Mod) and type(left) in (str, bytes):
+        raise Refused("text formatting is not evaluated outside of the sandbox")
     work.spend(length(left) + length(right) if isinstance(op, ast.Add) else work.size(left) + work.size(right))
     return ARITHMETIC[type(op)](left, right)
 
 
 def _repeated(work: Work, sequence: Any, count: Any) -> Any:
     if type(count) is not int or type(sequence) not in (list, tuple, str, bytes):
-        raise TypeError("only a sequence can be repeated, an integer number of times")
+        raise Refused("only a sequence can be repeated, an integer number of times")
     times = max(count, 0)
     work.spend(len(sequence) * times)
     if type(sequence) in (str, bytes):
@@ -183,9 +191,9 @@ def _sum(work: Work, items: Any, start: Any = 0) -> Any:
     numbers = list(items)
     for number in (start, *numbers):
         if not isinstance(number, (int, float, complex)):
-            raise TypeError("sum of something that is not a number")
+            raise Refused("sum of something that is not a number")
         if type(number) is int and number.bit_length() > MAX_BITS:
-            raise TypeError("an integer too large to calculate with")
+            raise Refused("an integer too large to calculate with")
     work.spend(work.size(numbers))
     return sum(numbers, start)
 
@@ -193,7 +201,7 @@ def _sum(work: Work, items: Any, start: Any = 0) -> Any:
 def _range(work: Work, *bounds: int) -> range:
     numbers = range(*bounds)
     if any(abs(bound) >> 63 for bound in bounds) or len(numbers) > MAX_RANGE:
-        raise TypeError("a range too long")
+        raise Refused("a range too long")
     work.spend(1)
     return numbers
 
@@ -201,7 +209,7 @@ def _range(work: Work, *bounds: int) -> range:
 def _round(work: Work, number: Any, digits: int | None = None) -> Any:
     huge = type(number) is int and number.bit_length() > MAX_BITS
     if digits is not None and (huge or abs(digits) > 1000):
-        raise TypeError("too many digits to round to")
+        raise Refused("too many digits to round to")
     work.spend(work.flat(number))
     return round(number, digits)
 

@@ -65,17 +65,26 @@ class Reply:
 
 
 def rendered(tokenizer: Tokenizer, question: Question, *, chat: bool) -> list[int]:
-    """The prompt's tokens, then the reply's prefix: by the chat template (one without a system's turn gets
-    its text in the user's), or as plain paragraphs."""
+    """The prompt's tokens, then the reply's prefix."""
+    return tokenized(tokenizer, rendered_text(tokenizer, question, chat=chat), chat=chat)
+
+
+def tokenized(tokenizer: Tokenizer, text: str, *, chat: bool) -> list[int]:
+    """A chat template writes its special tokens itself."""
+    return tokenizer.encode(text, add_special_tokens=not chat)
+
+
+def rendered_text(tokenizer: Tokenizer, question: Question, *, chat: bool) -> str:
+    """By the chat template (one without a system's turn gets its text in the user's), or as plain paragraphs."""
     if not chat:
-        return tokenizer.encode("\n\n".join(text for _, text in question.messages) + "\n\n" + question.prefix)
+        return "\n\n".join(text for _, text in question.messages) + "\n\n" + question.prefix
     turns: list[Mapping[str, str]] = [{"role": role, "content": text} for role, text in question.messages]
     try:
         text = tokenizer.render_chat(turns)
     except InvalidRequest:
         joined = "\n\n".join(text for _, text in question.messages)
         text = tokenizer.render_chat([{"role": "user", "content": joined}])
-    return tokenizer.encode(text + question.prefix, add_special_tokens=False)
+    return text + question.prefix
 
 
 def generation_of(question: Question, request: Generation, tokens: list[int], room: int) -> Generation:

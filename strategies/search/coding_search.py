@@ -1,25 +1,26 @@
 """Searches for programs: what they have in common. The model writes programs, tests decide, the best is the answer."""
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from strategies.context_room import check_room
 from strategies.errors import InvalidRequest
 from strategies.sandbox.outcome import Limits
-from strategies.search.asking import Question, rendered
+from strategies.search.coding_task import CodingTask, coding_tasks
 from strategies.search.context import BudgetExhausted, SearchContext
 from strategies.search.node import Node
 from strategies.search.program_forest import ProgramForest
 from strategies.search.prompt_examples import entry_point_of
-from strategies.search.search import Search, fault
-from strategies.search.visible_tests import GivenTest, ScriptTest, given_tests
+from strategies.search.search import Asked, Search, fault
+from strategies.search.visible_tests import GivenTest, ScriptTest
 from strategies.search.workshop import Workshop
 
 if TYPE_CHECKING:
-    from strategies.runtime import SamplingParameters
+    from strategies.runtime import Runtime, SamplingParameters
+    from strategies.search.program_prompts import Prompts
     from strategies.speculative.speculation import Speculation
 
 MAX_TESTS = 256 << 10
@@ -125,34 +126,29 @@ class CodingSearch(Search):
         return bool(self.tests) and isinstance(self.tests[0], ScriptTest)
 
     def function(self, task: str) -> str:
-        """The function that is asked for; "" for a script. Raises InvalidRequest where it can't be told, or a test
-        doesn't use it."""
+        """The function that is asked for; "" for a script. Raises InvalidRequest where it can't be told."""
         if self.is_script:
             return ""
-        sources = [test.source for test in self.tests]
-        name = self.entry_point or entry_point_of(task, sources)
+        name = self.entry_point or entry_point_of(task, [test.source for test in self.tests])
         if name is None:
             raise InvalidRequest(
                 "'decoding.search.entry_point' is required: neither the prompt nor the tests name one function",
                 "decoding.search.entry_point",
             )
-        for place, test in enumerate(self.tests):
-            try:
-                given_tests([test], name)
-            except ValueError as error:
-                raise InvalidRequest(
-                    f"'decoding.search.tests[{place}]': {error}", f"decoding.search.tests[{place}]"
-                ) from None
         return name
 
+    async def prepared(self, asked: Sequence[Asked], runtime: "Runtime", prompts: "Prompts") -> Sequence[CodingTask]:
+        return await asyncio.to_thread(coding_tasks, self, asked, runtime, prompts)
+
+    def task_of(self, context: SearchContext) -> CodingTask:
+        """Raises InvalidRequest."""
+        if not isinstance(context.prepared, CodingTask):
+            asked = Asked(context.question, context.is_chat, context.generation.stopping.max_tokens or None)
+            (context.prepared,) = coding_tasks(self, [asked], context.runtime, context.prompts)
+        return context.prepared
+
     def check_context(self, context: SearchContext) -> None:
-        work = Workshop(self, context)
-        # Of the request's prompt only the task has to fit: alone with max_tokens, and in the question for a program.
-        task = Question((("user", work.task),), seed=0)
-        most = context.generation.stopping.max_tokens or None
-        for question, asked in ((task, most), (work.plain_question(), None)):
-            tokens = rendered(context.runtime.tokenizer, question, chat=context.is_chat)
-            check_room(len(tokens), asked, context.runtime.info.max_model_len)
+        self.task_of(context)
         if context.sandbox is not None:
             self.sandbox.within(context.sandbox.limits)
 

@@ -64,16 +64,18 @@ class SearchContext:
         trace: Trace | None = None,
         prompt_text: str = "",
         question: str | None = None,
+        prepared: object = None,
     ) -> None:
         """generation: the prompt, and how the request wants its answer sampled and stopped. Child i of the root draws
         the noise of branch (i,), as choice i of a request without a search does. question: of a chat, its last user
-        turn; None for a plain completion."""
+        turn; None for a plain completion. prepared: what `Search.prepared` found."""
         self.runtime = runtime
         self.generation = generation
         self.n = n
         self.prompt_text = prompt_text
         self.is_chat = question is not None
         self.question = prompt_text if question is None else question
+        self.prepared = prepared
         self.scorers = scorers or {}
         self.sandbox = sandbox
         self.prompts = prompts or Prompts()
@@ -179,8 +181,7 @@ class SearchContext:
         """An answer whose text the search has put together, for the client as it is: it ends before a stop string of
         the client's, or at the most tokens that an encoding of it may have. complete: whether it ends by itself."""
         answer, room = self.root.answer.fork(), self.room(self.root)
-        least = self.generation.stopping.min_tokens
-        tokens, whole = write(answer, text, self.runtime.tokenizer, max_tokens=room, min_tokens=least)
+        tokens, whole = write(answer, text, self.runtime.tokenizer, self.generation.stopping, max_tokens=room)
         end: End = "stop" if answer.ended or (whole and complete) else "length"
         finished = end == "stop" or not whole or len(tokens) == room
         lineage, kept = (child,), tuple(tokens)

@@ -136,7 +136,7 @@ class CodeGreedy(CodingSearch):
     runs_programs: ClassVar = False
 
     async def find(self, work: Workshop) -> None:
-        await work.write(*([work.plain_question(0.0, attempt=again)] for again in (0, 1)))
+        kept(await work.write(*([work.plain_question(0.0, attempt=again)] for again in (0, 1))))
 
 
 def rewrite(work: Workshop, base: Attempt, number: int, reflection: str, attempt: int) -> Question:

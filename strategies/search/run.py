@@ -56,6 +56,7 @@ class SearchRun:
         prompts: Prompts | None = None,
         prompt_text: str = "",
         question: str | None = None,
+        prepared: object = None,
     ) -> None:
         """generation: see `SearchContext`. Computes the prompt first, which every branch then shares; of a search that
         answers with a text of its own a single token, for its place in the queue.
@@ -77,6 +78,7 @@ class SearchRun:
             trace=self.trace,
             prompt_text=prompt_text,
             question=question,
+            prepared=prepared,
         )
         self.context.on_commit = self._committed
         self.streams = [ChoiceStream(self) for _ in range(n)]
@@ -145,7 +147,8 @@ class SearchRun:
         stream.put(delta)
 
     def _reason(self, node: Node) -> tuple[FinishReason, str | int | None]:
-        if node.end == "stop" or (node.finished and self.context.room(node) > 0):
+        # A written answer that was cut before a character of several tokens leaves room, too.
+        if node.end == "stop" or (not node.written and node.finished and self.context.room(node) > 0):
             return "stop", node.answer.stop_reason
         unit = self.generation.meter.exhausted
         return "length", f"budget:{unit}" if unit is not None and not node.finished else None

@@ -16,6 +16,7 @@ this package, or a class behind an entry point of the group `decoding_server.str
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,9 +26,10 @@ from strategies.registry import register
 from strategies.search.node import Node
 
 if TYPE_CHECKING:
-    from strategies.runtime import SamplingParameters
+    from strategies.runtime import Runtime, SamplingParameters
     from strategies.scoring.value import ValueFunction
     from strategies.search.context import SearchContext
+    from strategies.search.program_prompts import Prompts
     from strategies.speculative.speculation import Speculation
 
 TraceLevel = Literal["none", "summary", "full"]
@@ -36,6 +38,15 @@ TraceLevel = Literal["none", "summary", "full"]
 def fault(field: str, message: str) -> PydanticCustomError:
     """What a validator of several parameters raises: it names the one at fault."""
     return PydanticCustomError("value", "{message}", {"message": message, "field": field})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt of a request. text: of a chat its last user turn, else the whole prompt."""
+
+    text: str
+    is_chat: bool
+    max_tokens: int | None = None
 
 
 class Search(BaseModel):
@@ -73,6 +84,11 @@ class Search(BaseModel):
     def check(self, scorers: Mapping[str, "ValueFunction"]) -> None:
         """Raises InvalidRequest for what this server can't do: `scorers` are the value functions that it has loaded."""
         return
+
+    async def prepared(self, asked: Sequence[Asked], runtime: "Runtime", prompts: "Prompts") -> Sequence[object]:
+        """Of each prompt what takes long to find out, so beside the event loop: `context.prepared` later. A search that
+        is run without it finds it out then. Raises InvalidRequest."""
+        return [None] * len(asked)
 
     def check_context(self, context: "SearchContext") -> None:
         """Raises InvalidRequest for a question or a sandbox that it can't work with. Nothing has been generated yet."""

@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from strategies.sandbox.checks import CallCheck, Check, check_assert, check_call, check_input, check_stdin
+from strategies.sandbox.inside.work import Work
 from strategies.search.prompt_examples import literal_calls, parse_examples
-from strategies.search.vetting import vetted
+from strategies.search.vetting import Vetted, agree, vetted
 
 Origin = Literal["given", "prompt", "generated"]
+MAX_LINES = 64
+"""Of asserts that are read in a reply: half as many tests are wanted at most."""
 Text = Annotated[str, Field(max_length=16384)]
 
 
@@ -22,8 +25,8 @@ class AssertTest(BaseModel):
 
     statement: Text = Field(alias="assert")
 
-    def check(self, entry_point: str) -> Check:
-        return check_assert(self.statement, entry_point)
+    def check(self, entry_point: str, work: Work) -> Check:
+        return check_assert(self.statement, entry_point, work)
 
     @property
     def source(self) -> str:
@@ -38,8 +41,8 @@ class CallTest(BaseModel):
     call: Text
     expected: Text
 
-    def check(self, entry_point: str) -> Check:
-        return check_call(self.call, self.expected, entry_point)
+    def check(self, entry_point: str, work: Work) -> Check:
+        return check_call(self.call, self.expected, entry_point, work)
 
     @property
     def source(self) -> str:
@@ -54,7 +57,7 @@ class ScriptTest(BaseModel):
     stdin: Text
     stdout: Text
 
-    def check(self, entry_point: str) -> Check:
+    def check(self, entry_point: str, work: Work) -> Check:
         return check_stdin(self.stdin, self.stdout)
 
     @property
@@ -92,12 +95,12 @@ class VisibleTest:
     origin: Origin
 
 
-def given_tests(tests: Sequence[GivenTest], entry_point: str) -> list[VisibleTest]:
-    """Raises ValueError for one that can't be used."""
+def given_tests(tests: Sequence[GivenTest], entry_point: str, work: Work) -> list[VisibleTest]:
+    """work: for the arguments of all. Raises ValueError for one that can't be used."""
     return [
         VisibleTest(
             f"input {test.stdin!r} must print {test.stdout!r}" if isinstance(test, ScriptTest) else test.source,
-            test.check(entry_point),
+            test.check(entry_point, work),
             "given",
         )
         for test in tests
@@ -117,20 +120,32 @@ def prompt_tests(prompt: str, entry_point: str, known: Sequence[VisibleTest]) ->
 
 
 def generated_tests(
-    replies: Sequence[str], entry_point: str, known: Sequence[VisibleTest], most: int
+    replies: Sequence[str],
+    entry_point: str,
+    known: Sequence[VisibleTest],
+    most: int,
+    read: dict[str, Vetted | None] | None = None,
 ) -> tuple[list[VisibleTest], int]:
     """At most `most` usable ones of the asserts in all of a model's replies, and how many were dropped: what is not
-    `vetted`, repeats, or makes the call of a known test. Of tests that contradict one another, in whichever replies,
-    none is kept."""
+    `vetted`, repeats, makes the call of a known test, or stands behind a reply's first MAX_LINES. Of tests of one call,
+    in whichever replies, the first is kept if they `agree`, else none. read: what is known of lines, to which it is
+    added."""
+    read = {} if read is None else read
     calls = {call_of(test.check) for test in known}
-    found: dict[str, dict[str, VisibleTest]] = {}
-    lines = [line for reply in replies for line in reply.split("\n") if "assert" in line]
-    for line in lines:
-        good = vetted(line[line.index("assert") :].strip().strip("`"), entry_point)
-        if good is not None and (call := call_of(good[1])) is not None and call not in calls:
-            found.setdefault(call, {}).setdefault(good[0], VisibleTest(*good, "generated"))
-    kept = [next(iter(versions.values())) for versions in found.values() if len(versions) == 1][:most]
-    return kept, len(lines) - len(kept)
+    found: dict[str, dict[str, Vetted]] = {}
+    lines = [[line for line in reply.split("\n") if "assert" in line] for reply in replies]
+    for line in (line for reply in lines for line in reply[:MAX_LINES]):
+        statement = line[line.index("assert") :].strip().strip("`")
+        if statement not in read:
+            read[statement] = vetted(statement, entry_point)
+        good = read[statement]
+        if good is not None and (call := call_of(good.check)) is not None and call not in calls:
+            found.setdefault(call, {}).setdefault(good.source, good)
+    kept: list[VisibleTest] = []
+    for versions in (list(of_call.values()) for of_call in found.values()):
+        if len(kept) < most and (len(versions) == 1 or agree(versions)):
+            kept.append(VisibleTest(versions[0].source, versions[0].check, "generated"))
+    return kept, sum(map(len, lines)) - len(kept)
 
 
 def inputs_of(texts: Sequence[str], entry_point: str, most: int) -> list[CallCheck]:

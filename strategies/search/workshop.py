@@ -10,12 +10,14 @@ from strategies.sandbox.checks import CallCheck, StatementCheck
 from strategies.sandbox.outcome import Program, Result
 from strategies.search.asking import Question, Reply
 from strategies.search.attempt import UNUSABLE, Attempt, Draft, drafted, kept, key_of
+from strategies.search.coding_task import CodingTask, first_question
 from strategies.search.node import Node
 from strategies.search.program_choice import Candidate, derive_seed, first_highest, preference, theme_order
 from strategies.search.program_forest import reward
 from strategies.search.program_prompts import Prompts, feedback, what_happened
 from strategies.search.suspect_tests import suspect_tests, without
-from strategies.search.visible_tests import VisibleTest, generated_tests, given_tests, inputs_of, prompt_tests
+from strategies.search.vetting import Vetted
+from strategies.search.visible_tests import VisibleTest, generated_tests, inputs_of, prompt_tests
 
 if TYPE_CHECKING:
     from strategies.search.coding_search import CodingSearch
@@ -50,22 +52,24 @@ class Workshop:
     stop_reason: str = "k"
     task: str = field(init=False)
     function: str = field(init=False)
+    given: CodingTask = field(init=False)
     prompts: Prompts = field(init=False)
     _known: dict[str, list[Result]] = field(default_factory=dict)
     _first: dict[str, int] = field(default_factory=dict)
     _test_tries: int = 0
     _written_tests: list[str] = field(default_factory=list)
+    _read: dict[str, Vetted | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.task = self.context.question
-        self.function = self.search.function(self.task)
+        self.given = self.search.task_of(self.context)
+        self.task, self.function = self.given.text, self.given.function
         self.prompts = self.context.prompts
         for name in COUNTED:
             self.context.trace.called(name, 0)
 
     async def read_tests(self) -> None:
         """Those given and those in the prompt."""
-        self.tests = await self.context.compute(given_tests, self.search.tests, self.function)
+        self.tests = list(self.given.tests)
         if self.search.examples_from_prompt and self.function:
             self.tests += await self.context.compute(prompt_tests, self.task, self.function, self.tests)
 
@@ -107,7 +111,7 @@ class Workshop:
 
     def plain_question(self, temperature: float | None = None, *, attempt: int = 0) -> Question:
         """For a first program, without a theme."""
-        user = self.prompts.seed.format(task=self.task, entry_point=self.function)
+        _, (_, user) = first_question(self.prompts, self.given)
         return self.code_question("seed", "n0", user, temperature, attempt=attempt)
 
     async def write(self, questions: Sequence[Question], again: Sequence[Question]) -> list[Draft]:
@@ -208,7 +212,9 @@ class Workshop:
         self._written_tests.append(reply.text)
         known = [test for test in self.tests if test.origin != "generated"]
         most = self.search.n_tests - len(known)
-        written, dropped = await self.context.compute(generated_tests, self._written_tests, self.function, known, most)
+        written, dropped = await self.context.compute(
+            generated_tests, self._written_tests, self.function, known, most, self._read
+        )
         self.tests = [*known, *written]
         self.counts["tests_dropped"] = dropped
 

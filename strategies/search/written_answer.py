@@ -2,22 +2,23 @@
 tokens, which would drop special tokens and change what the tokenizer normalises."""
 
 from strategies.answer_text import AnswerText
+from strategies.runtime import StopConditions
 from strategies.text import Tokenizer
 
 
 def write(
-    answer: AnswerText, text: str, tokenizer: Tokenizer, *, max_tokens: int, min_tokens: int = 0
+    answer: AnswerText, text: str, tokenizer: Tokenizer, stopping: StopConditions, *, max_tokens: int
 ) -> tuple[list[int], bool]:
-    """Adds a text to an empty answer, up to a client's stop string or `max_tokens`. Returns the tokens of an encoding
-    of what is there then, a stop string included, which count and are no more; and whether max_tokens cut nothing off.
+    """Adds a text to an empty answer, up to a client's stop string or `max_tokens`: what is left of the client's own.
+    Returns the tokens of an encoding of what is there then, a stop string included, which count and are no more; and
+    whether max_tokens cut nothing off.
 
     No stop string ends in the first `min_tokens` - 1 tokens.
     """
     shown = beginning(text, tokenizer, max_tokens)
-    answer.write(shown, len(beginning(shown, tokenizer, min_tokens - 1)))
+    answer.write(shown, len(beginning(shown, tokenizer, stopping.min_tokens - 1)) if stopping.stop else 0)
     if answer.ended and len(answer.text) < len(shown):
-        stop = str(answer.stop_reason)
-        end = len(answer.text) + (0 if answer.text.endswith(stop) else len(stop))
+        end = len(answer.text) + (0 if stopping.include_stop else len(str(answer.stop_reason)))
         return encoded(shown[:end], tokenizer), True
     return encoded(shown, tokenizer), len(shown) == len(text)
 

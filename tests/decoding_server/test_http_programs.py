@@ -1,5 +1,6 @@
 """Searches for programs over HTTP: an ordinary answer from the real sandbox, and what is refused without one."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,8 @@ import httpx
 import psutil
 import pytest
 from runtime_server import RuntimeServer, serve_runtime
+
+from strategies.search import coding_search
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "strategies" / "search"))
 from scripted_coder import ScriptedCoder, code
@@ -271,6 +274,29 @@ def test_greedy_needs_no_sandbox(without: RuntimeServer) -> None:
 )
 def test_refusals(server: RuntimeServer, search: dict[str, Any], fields: dict[str, Any], param: str) -> None:
     assert refused(server.post(CHAT, body({**SEARCH, **search}, **fields)), 400)["param"] == param
+
+
+def test_tests_are_read_once_beside_the_event_loop(server: RuntimeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each prompt; what is wrong with one is told before anything runs."""
+    whole, beside = coding_search.coding_tasks, []
+
+    def noted(search: Any, asked: Any, *rest: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            beside.append(len(asked))
+        else:
+            beside.append(0)
+        return whole(search, asked, *rest)
+
+    monkeypatch.setattr(coding_search, "coding_tasks", noted)
+    wrong = {**SEARCH, "entry_point": "add", "tests": [*TESTS, {"call": "add(", "expected": "3"}]}
+    asked = {"prompt": ["Write add(a, b).", "Add a and b."], "decoding": {"search": wrong}}
+    fields = {"input": "Write add(a, b).", "max_output_tokens": 500, "decoding": {"search": SEARCH}}
+    assert server.post(CHAT, body()).status_code == 200
+    assert refused(server.post(COMPLETIONS, asked), 400)["param"] == "decoding.search.tests[2]"
+    assert server.post(RESPONSES, fields).status_code == 200
+    assert beside == [1, 2, 1]
 
 
 def test_a_client_that_leaves_ends_its_program(server: RuntimeServer) -> None:

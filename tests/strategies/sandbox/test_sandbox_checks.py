@@ -108,6 +108,29 @@ def test_a_comparison_that_fails_or_costs_too_much(source: str, value: Any) -> N
     assert result.message
 
 
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        "f(1) == sum(range(1000001))",
+        "f(1) == 2**5000",
+        "f(1) > 3 and f(2) == 2**5000",
+        "f(1) == '%d items' % 3",
+        "f(1) == [1] * True",
+        "f(1) == 'x' * 10**7",
+        "f(1) == round(1.5, 2000)",
+        "sum(f(1), []) == [1, 2]",
+    ],
+)
+def test_what_is_too_much_for_any_result_runs_inside(comparison: str) -> None:
+    """Outside, a right program would fail it."""
+    assert isinstance(check_assert(f"assert {comparison}", "f"), StatementCheck)
+
+
+def test_a_comparison_that_python_fails_stays_outside() -> None:
+    for comparison in ("f(1) == 1 / 0", "f(1) == [][0]", "f(1) == 'a' + 1", "f(1) == 'x' * 10**6", "f(1)[1:] == [2]"):
+        assert isinstance(check_assert(f"assert {comparison}", "f"), CallCheck)
+
+
 def test_where_only_the_items_count() -> None:
     """The units stay the same: whether two tests make one call is told by them."""
     for function in ("list", "tuple", "sorted", "set", "frozenset", "sum", "min", "max", "any", "all"):

@@ -55,6 +55,7 @@ def test_if_nothing_is_complete_the_answer_is_what_there_is(name: str) -> None:
     reply = searched(ScriptedCoder(seed=[LONG]), made(name, k=1), budget=Budget(output_tokens=50))
     assert reply.texts == [LONG[:50]]
     assert reply.reasons == [("length", "budget:output_tokens")]
+    assert reply.facts["stop_reason"] == "output_tokens"
     assert reply.facts["programs"] == 0
     assert reply.facts.keys() >= COUNTS
 

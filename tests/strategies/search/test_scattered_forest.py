@@ -466,8 +466,10 @@ def test_greedy_runs_nothing() -> None:
     ],
 )
 def test_refusals(parameters: dict[str, Any], task: str, field: str) -> None:
+    coder = forest_of([RIGHT], [ZERO])
     with pytest.raises(InvalidRequest) as caught:
-        made(**parameters).function(task)
+        searched(coder, made(**parameters), task=task)
+    assert coder.asked == []
     assert caught.value.param == f"decoding.search.{field}"
 
 

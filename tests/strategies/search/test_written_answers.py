@@ -64,6 +64,15 @@ def test_max_tokens_cut_the_text() -> None:
     assert reply.reasons == [("length", None)]
 
 
+@pytest.mark.parametrize("less", [0, 1])
+def test_max_tokens_cut_before_a_character_of_several_tokens(less: int) -> None:
+    """The reply fits, the answer with its longer fence is cut, though it has fewer tokens than it may."""
+    program = "```\ndef add(a, b):\n    return a + b  # \u20ac\u20ac\n```\n"
+    reply = searched(forest_of([program], [ZERO]), made(k=1), max_tokens=len(program.encode()) - less)
+    assert reply.texts == ["```python\ndef add(a, b):\n    return a + b  # \u20ac"]
+    assert reply.reasons == [("length", None)]
+
+
 class Composing(ByteTokenizer):
     """Normalises, as Qwen's does, so a decoding is not the text that was encoded."""
 
@@ -79,12 +88,11 @@ class Written:
     stop: Any
 
 
-def written(text: str, max_tokens: int = 100, **stopping: Any) -> Written:
-    tokenizer = Composing()
+def written(text: str, max_tokens: int = 100, tokenizer: ByteTokenizer | None = None, **stopping: Any) -> Written:
+    tokenizer = Composing() if tokenizer is None else tokenizer
     generation = Generation([0], stopping=StopConditions(**stopping))
     answer = AnswerText(generation, tokenizer, tokenizer.eos_token_ids)
-    least = generation.stopping.min_tokens
-    tokens, whole = write(answer, text, tokenizer, max_tokens=max_tokens, min_tokens=least)
+    tokens, whole = write(answer, text, tokenizer, generation.stopping, max_tokens=max_tokens)
     assert answer.ended == (answer.stop_reason is not None)
     return Written(answer.text, tokens, whole, answer.stop_reason)
 
@@ -108,5 +116,20 @@ def test_stop_strings_count_from_min_tokens_on() -> None:
     assert written("abcabc", stop=("c",)) == Written("ab", list(b"abc"), True, "c")
     assert written("abcabc", stop=("c",), min_tokens=3).text == "ab"
     assert written("abcabc", stop=("c",), min_tokens=4) == Written("abcab", list(b"abcabc"), True, "c")
+    # What stands before the stop string is the same text.
+    assert written("ababab", stop=("ab",), min_tokens=4) == Written("ab", list(b"abab"), True, "ab")
     assert written("abcabc", 2, stop=("c",)) == Written("ab", list(b"ab"), False, None)
     assert written("abcabc", 3, stop=("c",), include_stop=True) == Written("abc", list(b"abc"), False, "c")
+
+
+def test_min_tokens_cost_nothing_without_a_stop_string() -> None:
+    encoded = 0
+
+    class Counting(ByteTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            nonlocal encoded
+            encoded += 1
+            return super().encode(text)
+
+    assert written("abcabc", tokenizer=Counting(), min_tokens=4).text == "abcabc"
+    assert encoded == 2
