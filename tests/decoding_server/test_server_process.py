@@ -107,6 +107,31 @@ def test_what_does_not_finish_in_time_is_told_so(start):
     assert process.wait(15) == 0
 
 
+def test_what_was_loaded_is_never_collected_again(tmp_path):
+    """A full collection of torch's and the libraries' objects would hold up every stream."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, gc, runpy, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count(), len(gc.get_objects())))\n"
+        "sys.path.insert(0, sys.argv[1].rpartition('/')[0])\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    script = str(Path(__file__).with_name("scripted_server.py"))
+    with subprocess.Popen(
+        [sys.executable, str(program), script, "port=0"],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert any(" ready in " in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    frozen, left = map(int, out.split())
+    assert frozen > 10 * left
+
+
 def test_a_second_signal_stops_at_once(start):
     process, url = start("shutdown_timeout=20")
     reader = Reader(url, tokens=450)
