@@ -1,5 +1,8 @@
 """Source that Python's own parser stumbles over."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 from program_bench import RIGHT, TASK, ZERO, fenced, forest_of, made, searched
 
@@ -8,7 +11,7 @@ from strategies.search.prompt_examples import called_names, entry_point_of, lite
 from strategies.search.source_text import expression_of, source_of, tree_of
 from strategies.search.visible_tests import generated_tests, inputs_of
 
-pytestmark = pytest.mark.usefixtures("program_bench")
+pytestmark = pytest.mark.usefixtures("program_bench", "usual_recursion_limit")
 
 DEPTHS = (90, 150, 190, 195, 300)
 NESTED = [
@@ -17,6 +20,15 @@ NESTED = [
     for depth in DEPTHS
 ]
 ODD = ["'\0'", "'\ud800'", "0x" + "f" * 900, "1e999", "9" * 900, "{[]: 1}", "f'{x}'", "b'\u00e9'", "\\", "1 if"]
+
+
+@pytest.fixture
+def usual_recursion_limit() -> Iterator[None]:
+    """Python's own. Libraries that other tests import raise it, and then more can be written."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
