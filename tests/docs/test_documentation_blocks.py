@@ -277,6 +277,7 @@ def test_workload_files_say_a_command_that_reads_them(
     assert all(f"docs/benchmarks/workloads/{path.name}" in command for command in commands)
     for command in commands:
         check(command, server.url)
+    assert f"benchmarks/workloads/{path.name}" in (ROOT / "docs/benchmarks.md").read_text()
 
 
 def test_commands_are_split_as_a_shell_would() -> None:
