@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decoding_server.bench import workload_file
 from decoding_server.openmp import configure_openmp
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ async def together(runtime: "Runtime", searches: Sequence[dict[str, Any]], other
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(given)
+    arguments = workload_file.parsed(parser(), given)
     configure_openmp()
     from models.loading import resolve
     from models.torch_runtime.load import EngineOptions, load_runtime

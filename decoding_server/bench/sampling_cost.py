@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding_server.bench import machine
+from decoding_server.bench import machine, workload_file
 from decoding_server.bench.passages import PASSAGES
 from decoding_server.bench.report import percentile
 from decoding_server.openmp import CHOICES
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument(
         "--write-docs", nargs="?", type=Path, const=DOCS, help=f"write the tables to this file ({DOCS})"
     )
-    arguments = parser.parse_args()
+    arguments = workload_file.parsed(parser, None)
     table = report(arguments.rounds)
     print(table)
     if arguments.write_docs:
